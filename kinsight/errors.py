@@ -1,0 +1,106 @@
+"""Every error and warning kinsight raises.
+
+    KinsightError
+    ├── InputError (ValueError)              what was passed in cannot be used
+    │   ├── EmptyDataError                   no samples
+    │   ├── ShapeError                       shapes or lengths that do not fit each other
+    │   ├── SampleTypeError (TypeError)      a kind of input or data set that is not understood
+    │   ├── UnknownNameError (LookupError)   a name that is not among the known ones
+    │   ├── SourceError                      a model or data string that cannot be resolved
+    │   ├── TargetError                      targets missing, or of the wrong kind
+    │   └── OutputCountError                 too many outputs to differentiate each of them
+    ├── NonFiniteError (ArithmeticError)     nan or inf in outputs or gradients, named by sample
+    └── ModelError (RuntimeError)            the model itself stands in the way
+        ├── ModelCallError                   the model raised while it was run on a batch
+        ├── NoParametersError                nothing to differentiate with respect to
+        ├── IndependentOutputError           the output depends on none of the parameters
+        ├── MixedSamplesError                one sample's output depends on the others
+        ├── StochasticModelError             the forward pass draws random numbers
+        ├── CheckpointError                  a checkpoint that does not fit, or is not safe to read
+        └── UncapturedParameterError         parameters without a layer rule, and no fallback allowed
+
+    KinsightWarning (UserWarning)
+    └── ZeroGradientWarning                  samples whose similarity is undefined
+
+A message says what is wrong with names and numbers, why it matters, and what to do.
+"""
+
+
+class KinsightError(Exception):
+    """Root of every error kinsight raises on purpose."""
+
+
+class InputError(KinsightError, ValueError):
+    """What was passed in cannot be used."""
+
+
+class EmptyDataError(InputError):
+    """There are no samples."""
+
+
+class ShapeError(InputError):
+    """Shapes or lengths do not fit each other."""
+
+
+class SampleTypeError(InputError, TypeError):
+    """A kind of input or data set that is not understood."""
+
+
+class UnknownNameError(InputError, LookupError):
+    """A name that is not among the known ones."""
+
+
+class SourceError(InputError):
+    """A string that names a model or a data set cannot be resolved."""
+
+
+class TargetError(InputError):
+    """Targets are missing, or of the wrong kind."""
+
+
+class OutputCountError(InputError):
+    """There are too many outputs to differentiate each of them."""
+
+
+class NonFiniteError(KinsightError, ArithmeticError):
+    """Outputs or gradients hold nan or inf."""
+
+
+class ModelError(KinsightError, RuntimeError):
+    """The model itself stands in the way."""
+
+
+class ModelCallError(ModelError):
+    """The model raised while it was run on a batch."""
+
+
+class NoParametersError(ModelError):
+    """There is nothing to differentiate with respect to."""
+
+
+class IndependentOutputError(ModelError):
+    """The output depends on none of the chosen parameters."""
+
+
+class MixedSamplesError(ModelError):
+    """One sample's output depends on the other samples of its batch."""
+
+
+class StochasticModelError(ModelError):
+    """The forward pass draws random numbers."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint does not fit the model, or is not safe to read."""
+
+
+class UncapturedParameterError(ModelError):
+    """Some parameters have no layer rule, and the generic path was ruled out."""
+
+
+class KinsightWarning(UserWarning):
+    """Root of every warning kinsight gives."""
+
+
+class ZeroGradientWarning(KinsightWarning):
+    """Some samples have a zero gradient, so their similarity is undefined."""
