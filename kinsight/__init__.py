@@ -1,0 +1,59 @@
+"""How similar does a trained network find two inputs?"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kinsight.density import hard_count, power_count, soft_count
+    from kinsight.kernel import GradientKernel
+    from kinsight.labels import label_suspects
+    from kinsight.neighbors import neighbors
+    from kinsight.samples import Batch, Samples
+
+__all__ = [
+    "Batch",
+    "GradientKernel",
+    "Samples",
+    "hard_count",
+    "label_suspects",
+    "neighbors",
+    "power_count",
+    "soft_count",
+]
+
+_HOME = {
+    "Batch": "samples",
+    "GradientKernel": "kernel",
+    "Samples": "samples",
+    "hard_count": "density",
+    "label_suspects": "labels",
+    "neighbors": "neighbors",
+    "power_count": "density",
+    "soft_count": "density",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for only then: `import kinsight` and `kinsight --help` do not wait for torch."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kinsight.{_HOME[name]}"), name)
+    if name == "errors":
+        return importlib.import_module("kinsight.errors")
+    raise AttributeError(f"module 'kinsight' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing kinsight.neighbors must not put that module where the function `neighbors` is expected."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

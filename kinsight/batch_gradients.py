@@ -1,0 +1,108 @@
+"""The gradients of one batch over all parameters: sums, over parameters, of the six operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kinsight.axes import Mixing, Outputs, SelfBlocks
+from kinsight.gradients import Form, Gradients
+from kinsight.samples import Id
+from kinsight.sketch import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class BatchGradients:
+    """Per-sample gradients of c outputs over every parameter, for one batch.
+
+    Args:
+        ids: the samples' ids.
+        outputs: the output function's values, [n c].
+        by_parameter: gradients by parameter name. A parameter the outputs do not depend on is absent.
+    """
+
+    ids: tuple[Id, ...]
+    outputs: Outputs
+    by_parameter: Mapping[str, Gradients]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_outputs(self) -> int:
+        """Length of the output axis: c, or less or more after `mix`."""
+        return next(iter(self.by_parameter.values())).c
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held by the gradients."""
+        return sum(gradients.n_bytes for gradients in self.by_parameter.values())
+
+    def gram(self, other: BatchGradients, form: Form = "trace") -> Tensor:
+        """Inner products with another batch, summed over parameters in float64.
+
+        Returns:
+            [n m], the sum over outputs (form 'trace'); [n m c], output by output ('diagonal'); [n m c c] ('blocks').
+        """
+        total: Tensor | None = None
+        for name, gradients in self.by_parameter.items():
+            if name in other.by_parameter:
+                share = gradients.gram(other.by_parameter[name], form).double()
+                total = share if total is None else total + share
+        if total is None:
+            size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
+            return self.outputs.new_zeros(len(self), len(other), *size, dtype=torch.float64)
+        return total
+
+    def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
+        """Each parameter's share of the inner products."""
+        return {
+            name: gradients.gram(other.by_parameter[name], form)
+            for name, gradients in self.by_parameter.items()
+            if name in other.by_parameter
+        }
+
+    def self_blocks(self) -> SelfBlocks:
+        """K_nn = J_n J_n^T of every sample, in float64. [n c c]."""
+        return torch.stack([each.self_blocks() for each in self.by_parameter.values()]).sum(dim=0)
+
+    def mix(self, mixing: Mixing) -> BatchGradients:
+        """The gradients of a linear map [n a c] of each sample's outputs."""
+        mixed = {
+            name: gradients.mix(mixing.to(gradients.dtype)) for name, gradients in self.by_parameter.items()
+        }
+        return replace(self, by_parameter=mixed)
+
+    def compact(self) -> BatchGradients:
+        """Every parameter's gradients in the form whose Gram block costs least."""
+        return replace(self, by_parameter={name: each.compact() for name, each in self.by_parameter.items()})
+
+    def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
+        """sum_nc weights[k, n, c] grad_nc. [k n c] -> name -> [k *shape]."""
+        return {name: each.weighted_sum(weights.to(each.dtype)) for name, each in self.by_parameter.items()}
+
+    def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
+        """Inner products with k directions, in float64. name -> [k *shape] -> [n c k]."""
+        total = [
+            each.dot(directions[name].to(each.dtype)).double()
+            for name, each in self.by_parameter.items()
+            if name in directions
+        ]
+        return torch.stack(total).sum(dim=0)
+
+    def sketch(self, dim: int, seed: int) -> Tensor:
+        """Random projections whose inner products estimate the Gram block of each output without bias. [n c dim]."""
+        parts = [each.sketch(Projection(seed, name, dim)).double() for name, each in self.by_parameter.items()]
+        return torch.stack(parts).sum(dim=0)
+
+    def build(self) -> dict[str, Tensor]:
+        """The gradients themselves, by parameter. [n c *shape]."""
+        return {name: each.build() for name, each in self.by_parameter.items()}
+
+    def rows(self, start: int, stop: int) -> BatchGradients:
+        """The gradients of samples start:stop."""
+        parts = {name: each.rows(start, stop) for name, each in self.by_parameter.items()}
+        return BatchGradients(self.ids[start:stop], self.outputs[start:stop], parts)

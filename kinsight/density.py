@@ -1,0 +1,272 @@
+"""How crowded the data is around each sample, through the network's eyes.
+
+    soft   N_S(x) = sum_j k(x, x_j)              linear time: the sum of unit gradients is all that is kept
+    hard   N_tau(x) = number of k(x, x_j) > tau  block by block
+    power  N_a(x) = sum over k > 0 of k^a        block by block
+
+with k the similarity. x itself counts where it is in the data, by id; `include_self=False` takes its exact term out.
+Samples with zero gradient have no similarity: they add nothing to any count, and their own count is nan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kinsight.errors import InputError, UnknownNameError
+from kinsight.forward_mode import output_moves
+from kinsight.kernel import GradientKernel, Normalization, UnitGradients, warn_undefined
+from kinsight.neighbors import self_positions
+from kinsight.progress import progress_bar
+from kinsight.samples import Batch, Id, Samples
+
+Route = Literal["auto", "forward", "captures"]
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Neighbor counts.
+
+    Args:
+        ids: of the samples counted around, n of them.
+        values: [n]; for several thresholds [n k]. nan where the sample's gradient is zero.
+        n_data: number of samples counted.
+        normalization: which similarity.
+        includes_self: whether a sample that is in the data counts itself.
+        route: how they were computed.
+    """
+
+    ids: tuple[Id, ...]
+    values: Tensor
+    n_data: int
+    normalization: Normalization
+    includes_self: bool
+    route: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def density(self) -> Tensor:
+        """Counts divided by the number of samples counted."""
+        return self.values / self.n_data
+
+    def order(self) -> Tensor:
+        """Positions from the loneliest to the most crowded, undefined ones left out (first column of several)."""
+        values = self.values if self.values.dim() == 1 else self.values[:, 0]
+        order = values.argsort(stable=True)
+        return order[~values[order].isnan()]
+
+
+def soft_count(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any = None,
+    *,
+    normalization: Normalization = "whitened",
+    include_self: bool = True,
+    route: Route = "auto",
+    progress: bool = False,
+) -> Counts:
+    """The soft count N_S(x) = sum_j k(x, x_j), in time linear in the number of samples.
+
+    N_S(x) = u(x) . S with u the unit gradient and S = sum_j u(x_j): one pass adds up S, one reads it. For c outputs there
+    are c directions, S_a = sum_j (whitened gradient a of x_j), and N_S = sum_a u_a(x) . S_a. No per-sample gradient
+    is kept; S is accumulated in float64.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        data: whatever `Samples` takes: the samples counted.
+        queries: the samples counted around; the data itself where left out.
+        normalization: 'whitened' or 'flat' similarity.
+        include_self: whether a query that is in the data, by id, counts itself.
+        route: how S is read: 'forward' (forward-mode derivative; only for the data's own samples), 'captures' (as S was
+            made), or 'auto': forward, and captures where the model has no forward-mode derivative.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `Counts`, [n].
+    """
+    samples = Samples.wrap(data)
+    targets = samples if queries is None else Samples.wrap(queries)
+    if route not in ("auto", "forward", "captures"):
+        raise UnknownNameError(f"route {route!r} is unknown: use 'auto', 'forward' or 'captures'.")
+    if route == "forward" and targets is not samples:
+        raise InputError("route='forward' reads the data's own samples only: their norms are known from the first pass.")
+    size = kernel.block_size(samples)
+    total: dict[str, Tensor] = {}
+    mixings: list[Tensor] = []
+    with progress_bar("soft count", len(samples) + len(targets), is_shown=progress) as advance:
+        for batch in samples.batches(size):
+            unit = kernel.unit_gradients(batch, normalization)
+            _add(total, _sum_of(unit))
+            mixings.append(unit.mixing)
+            advance(len(batch))
+        values, how = _read(kernel, targets, total, mixings, size, normalization, route, targets is samples, advance)
+    if not include_self:
+        values = values - (self_positions(targets, samples) >= 0).to(values)
+    warn_undefined([targets.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
+    return Counts(targets.ids, values, len(samples), normalization, include_self, how)
+
+
+def _sum_of(unit: UnitGradients) -> dict[str, Tensor]:
+    """sum_n u_a(x_n), one direction an output. name -> [c *shape]."""
+    n, c = len(unit.gradients), unit.gradients.n_outputs
+    each = torch.eye(c, dtype=torch.float64, device=unit.norms.device)[:, None, :].expand(c, n, c)
+    return unit.gradients.weighted_sum(each)
+
+
+def _add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
+    for name, value in part.items():
+        total[name] = total[name] + value.double() if name in total else value.double()
+
+
+def _read(
+    kernel: GradientKernel,
+    targets: Samples,
+    total: dict[str, Tensor],
+    mixings: list[Tensor],
+    size: int,
+    normalization: Normalization,
+    route: Route,
+    is_own: bool,
+    advance: Callable[[int], None],
+) -> tuple[Tensor, str]:
+    """u(x) . S for every target, and by which route."""
+    values: list[Tensor] = []
+    by_forward = is_own and route != "captures"
+    for place, batch in enumerate(targets.batches(size)):
+        if by_forward:
+            try:
+                values.append(_read_forward(kernel, batch, total, mixings[place]).cpu())
+            except (NotImplementedError, RuntimeError):
+                if route == "forward" or values:
+                    raise
+                by_forward = False  # no forward-mode derivative somewhere: the captures give the same number
+        if not by_forward:
+            unit = kernel.unit_gradients(batch, normalization)
+            dots = unit.gradients.dot(total).diagonal(dim1=1, dim2=2).sum(dim=1)
+            values.append(dots.masked_fill(~unit.is_defined, torch.nan).cpu())
+        advance(len(batch))
+    return torch.cat(values), "forward mode" if by_forward else "captures"
+
+
+def _read_forward(kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor) -> Tensor:
+    """sum_ac mixing[n, a, c] (grad f_c . S_a). [n]."""
+    moved = batch.to(kernel.device)
+    moves = [
+        output_moves(kernel.model, moved, kernel.output, kernel.parameters, {k: v[a] for k, v in total.items()})
+        for a in range(mixing.shape[1])
+    ]
+    values = (mixing * torch.stack(moves, dim=1).double()).sum(dim=(1, 2))
+    return values.masked_fill(~(mixing != 0).flatten(1).any(dim=1), torch.nan)
+
+
+def hard_count(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any = None,
+    *,
+    thresholds: float | Sequence[float] = 0.5,
+    normalization: Normalization = "whitened",
+    include_self: bool = True,
+    progress: bool = False,
+) -> Counts:
+    """The hard count N_tau(x), the number of samples with similarity above tau: exact, block by block.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        data: whatever `Samples` takes: the samples counted.
+        queries: the samples counted around; the data itself where left out.
+        thresholds: tau, or several of them, all counted in one pass.
+        normalization: 'whitened' or 'flat' similarity.
+        include_self: whether a query that is in the data, by id, counts itself; its similarity is 1 exactly.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `Counts`, [n], or [n k] for k thresholds.
+    """
+    taus = torch.as_tensor(thresholds, dtype=torch.float64)
+
+    def above(similarities: Tensor) -> Tensor:
+        return (similarities[..., None] > taus.reshape(-1)).sum(dim=1).double()
+
+    counts = _blockwise(kernel, data, queries, above, normalization, include_self=include_self, progress=progress)
+    return counts if taus.dim() else _column(counts)
+
+
+def power_count(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any = None,
+    *,
+    power: float = 8.0,
+    normalization: Normalization = "whitened",
+    include_self: bool = True,
+    progress: bool = False,
+) -> Counts:
+    """The power count N_a(x) = sum over positive similarities of k(x, x_j)^a: exact, block by block.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        data: whatever `Samples` takes: the samples counted.
+        queries: the samples counted around; the data itself where left out.
+        power: a; N_1 is the integral of the hard count over tau in [0, 1].
+        normalization: 'whitened' or 'flat' similarity.
+        include_self: whether a query that is in the data, by id, counts itself.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `Counts`, [n].
+
+    Raises:
+        InputError: the power is not positive.
+    """
+    if not power > 0:
+        raise InputError(f"power is {power}: it must be positive (0 would count every similarity above 0 as 1).")
+
+    def powers(similarities: Tensor) -> Tensor:
+        return similarities.clamp(min=0).pow(power).sum(dim=1, keepdim=True)
+
+    return _column(_blockwise(kernel, data, queries, powers, normalization, include_self=include_self, progress=progress))
+
+
+def _blockwise(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any,
+    count: Callable[[Tensor], Tensor],
+    normalization: Normalization,
+    *,
+    include_self: bool,
+    progress: bool,
+) -> Counts:
+    samples = Samples.wrap(data)
+    targets = samples if queries is None else Samples.wrap(queries)
+    same = self_positions(targets, samples)
+    values: Tensor | None = None
+    undefined = torch.ones(len(targets), dtype=torch.bool)
+    pairs = kernel.similarity_blocks(targets, None if targets is samples else samples, normalization)
+    with progress_bar("counting", len(samples) * len(targets), is_shown=progress) as advance:
+        for r, c, block in pairs:
+            similarities = block.cpu().clamp(-1, 1)
+            undefined[r] &= similarities.isnan().all(dim=1)
+            is_self = torch.arange(c.start, c.stop) == same[r, None]
+            similarities = similarities.masked_fill(is_self, 1.0 if include_self else -1.0)
+            part = count(similarities.nan_to_num(nan=-1.0))
+            values = torch.zeros(len(targets), part.shape[1], dtype=torch.float64) if values is None else values
+            values[r] += part
+            advance(similarities.numel())
+    assert values is not None
+    values[undefined] = torch.nan
+    return Counts(targets.ids, values, len(samples), normalization, include_self, "blockwise")
+
+
+def _column(counts: Counts) -> Counts:
+    return Counts(
+        counts.ids, counts.values[:, 0], counts.n_data, counts.normalization, counts.includes_self, counts.route
+    )

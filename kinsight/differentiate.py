@@ -1,0 +1,327 @@
+"""From a batch to its per-sample gradients, by the fastest exact route each parameter has.
+
+    forward pass -> graph -> uses -> layouts -> output gradients -> layer rules -> proof of coverage
+                                 \\-> what has no rule, no layout, or fails the proof -> vmap -> one at a time
+
+The route of every parameter is decided on the first batch of a kind, remembered, and reported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from kinsight.batch_gradients import BatchGradients
+from kinsight.capture import (
+    LayerCapture,
+    Layouts,
+    call_model,
+    check_finite,
+    find_layouts,
+    never_alone,
+    output_gradients,
+    untouched,
+)
+from kinsight.coverage import unexplained
+from kinsight.errors import (
+    IndependentOutputError,
+    MixedSamplesError,
+    ModelError,
+    StochasticModelError,
+    UncapturedParameterError,
+)
+from kinsight.generic import one_at_a_time, vmapped
+from kinsight.gradients import Built, Factored, Gradients, add_uses
+from kinsight.graph import Graph, Use, chain_order, find_uses, output_shape, weight_chain
+from kinsight.outputs import OutputFunction, check_output_count, evaluate
+from kinsight.rules import RULES, apply_rule
+from kinsight.samples import Batch
+
+Check = Literal["first", "always", "never"]
+
+ALONE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Largest difference, relative to the largest output, between a sample's output in a batch and alone."""
+
+
+@dataclass(eq=False)
+class _Plan:
+    """What was found out about one kind of batch."""
+
+    layouts: Layouts
+    reasons: dict[str, str]
+
+
+@dataclass(eq=False)
+class Differentiator:
+    """Per-sample gradients of a model's outputs over chosen parameters.
+
+    Args:
+        model: any module, left as it is.
+        output: what is differentiated.
+        parameters: name -> parameter, each tensor once.
+        fallback: whether parameters without a layer rule may take the generic paths.
+        check: when the proof of coverage runs: on the first batch of each kind, always, or never.
+        max_outputs: largest number of outputs that is differentiated one by one.
+    """
+
+    model: nn.Module
+    output: OutputFunction
+    parameters: Mapping[str, Tensor]
+    fallback: bool = True
+    check: Check = "first"
+    max_outputs: int = 32
+    routes: dict[str, str] = field(default_factory=dict)
+    _plans: dict[tuple[object, ...], _Plan] = field(default_factory=dict)
+    _no_vmap: str = ""
+
+    def __call__(self, batch: Batch, *, is_differentiable: bool = False) -> BatchGradients:
+        """The gradients of one batch.
+
+        Args:
+            batch: samples, on the model's device.
+            is_differentiable: keep the graph, so that losses of the gradients can be trained.
+        """
+        copies = never_alone(self.model, batch)
+        if copies is not batch:
+            return self(copies, is_differentiable=is_differentiable).rows(0, 1)
+        with untouched(self.model, self.parameters):
+            outputs = self._outputs(batch)
+            graph = self._graph(outputs)
+            plan, is_new = self._plan(outputs, graph, batch)
+            gradients = self._from_rules(outputs, graph, plan, is_differentiable=is_differentiable, is_new=is_new)
+            generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
+            self._refuse_uncaptured(generic, plan)
+            if not is_new:
+                outputs = outputs if is_differentiable else outputs.detach()
+            gradients.update(self._from_generic(batch, generic, plan))
+            if is_new:
+                self._prove(batch, outputs, gradients, graph, plan)
+        self._report(gradients, graph, plan)
+        if not is_differentiable:
+            outputs = outputs.detach()
+        ordered = {name: gradients[name] for name in self.parameters if name in gradients}
+        return BatchGradients(batch.ids, outputs, ordered)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The output function's values, [n c], without gradients."""
+        with untouched(self.model, {}), torch.no_grad():
+            return evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
+
+    def _outputs(self, batch: Batch) -> Tensor:
+        outputs = evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
+        n_parameters = sum(parameter.numel() for parameter in self.parameters.values())
+        check_output_count(outputs, limit=self.max_outputs, n_parameters=n_parameters, n=len(batch))
+        check_finite(outputs, batch, "outputs")
+        return outputs
+
+    def _graph(self, outputs: Tensor) -> Graph:
+        chosen = {id(parameter): name for name, parameter in self.parameters.items()}
+        graph = find_uses(outputs, chosen, list(self.model.parameters()))
+        if "CheckpointFunction" in graph.names:
+            raise ModelError(
+                "A block of the model is checkpointed with use_reentrant=True, which hides its parameters from the "
+                "graph. Turn gradient checkpointing off, or use use_reentrant=False."
+            )
+        if not graph.leaves:
+            raise IndependentOutputError(
+                f"The output {self.output.name!r} depends on none of the {len(self.parameters)} chosen parameters "
+                f"({', '.join(map(repr, list(self.parameters)[:3]))}, ...): every gradient is zero and no similarity is "
+                "defined. Is the model run under no_grad, or its output detached? Else choose other parameters."
+            )
+        return graph
+
+    # ------------------------------------------------------------------------------------------- plan and proof
+
+    def _plan(self, outputs: Tensor, graph: Graph, batch: Batch) -> tuple[_Plan, bool]:
+        """The plan for this kind of batch, and whether it has yet to be proved."""
+        n = len(batch)
+        kind = _kind(graph, outputs, n)
+        known = self._plans.get(kind)
+        if known is not None and not graph.is_data_dependent and self.check != "always":
+            return known, False
+        layouts = find_layouts(outputs, graph.uses, n)
+        places = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
+        known = self._plans.get((*kind, places))
+        if known is not None and self.check != "always":
+            return known, False
+        plan = _Plan(layouts, {})
+        if layouts.is_settled:
+            self._plans[(*kind, places) if graph.is_data_dependent else kind] = plan
+        return plan, self.check != "never"
+
+    def _prove(
+        self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan
+    ) -> None:
+        """Compare with ordinary autograd; send what fails to the generic path; refuse what fails there too."""
+        self._refuse_mixed(batch, outputs)
+        failed = unexplained(outputs, gradients, self.parameters)
+        retried = {name: self.parameters[name] for name in failed if not plan.reasons.get(name)}
+        if retried:
+            for name in retried:
+                plan.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
+            self._refuse_uncaptured(retried, plan)
+            gradients.update(self._from_generic(batch, retried, plan))
+            failed = unexplained(outputs, gradients, self.parameters)
+        if failed:
+            name, difference = max(failed.items(), key=lambda item: item[1])
+            raise MixedSamplesError(
+                f"The gradients of single samples do not add up to the gradient of their sum: {len(failed)} parameters, "
+                f"worst {name!r} by {difference:.1e}. One sample's output depends on the others in its batch (batch "
+                "statistics, contrastive terms, routing with a capacity), so it has no gradient of its own. Make the "
+                "model treat samples independently in eval mode."
+            )
+
+    def _refuse_mixed(self, batch: Batch, outputs: Tensor) -> None:
+        """Raise where the first sample's output changes when it is alone."""
+        if len(batch) < 2:
+            return
+        with torch.no_grad():
+            alone = evaluate(self.output, call_model(self.model, batch[:1].inputs), batch[:1].targets, 1)
+            difference = float((alone - outputs[:1]).abs().max()) if alone.shape == outputs[:1].shape else math.inf
+            scale = float(outputs.abs().max())
+        if difference > ALONE_TOLERANCE[outputs.dtype] * scale:
+            raise MixedSamplesError(
+                f"The output for sample {batch.ids[0]!r} is {difference:.1e} different when it is alone than in a batch of "
+                f"{len(batch)} (outputs are up to {scale:.1e}): one sample's output depends on the others, so it has no "
+                "gradient of its own. Is some layer using batch statistics? Call model.eval(), or replace that layer."
+            )
+
+    # -------------------------------------------------------------------------------------------------- routes
+
+    def _from_rules(
+        self, outputs: Tensor, graph: Graph, plan: _Plan, *, is_differentiable: bool, is_new: bool
+    ) -> dict[str, Gradients]:
+        """Gradients of the parameters all of whose uses have a rule and a layout."""
+        layouts = plan.layouts.for_batch(outputs.shape[0])
+        self._note_missing_rules(graph, plan, layouts)
+        wanted = [
+            (use, layout)
+            for use, layout in zip(graph.uses, layouts, strict=True)
+            if layout is not None and not any(name in plan.reasons for name in use.parameters)
+        ]
+        nodes = list(dict.fromkeys(use.node for use, _ in wanted))
+        at_nodes = output_gradients(outputs, nodes, is_differentiable=is_differentiable)
+        found: dict[str, list[Gradients]] = {}
+        for use, layout in wanted:
+            if use.node not in at_nodes:
+                continue
+            split = layout.split(at_nodes[use.node], lead=1)
+            capture = LayerCapture(use, layout, split, is_differentiable, keeps_bounds=is_new)
+            with torch.set_grad_enabled(is_differentiable):
+                weight = apply_rule(capture)
+            if weight is None:
+                for name in use.parameters:
+                    plan.reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
+                continue
+            for name, gradients in self._to_parameters(use, weight, graph).items():
+                found.setdefault(name, []).append(gradients)
+        return {name: add_uses(uses) for name, uses in found.items() if name not in plan.reasons}
+
+    def _note_missing_rules(self, graph: Graph, plan: _Plan, layouts: Sequence[object]) -> None:
+        for use, layout in zip(graph.uses, layouts, strict=True):
+            reason = ""
+            if use.name not in RULES:
+                reason = f"no layer rule for {use.name!r}"
+            elif layout is None:
+                reason = f"samples could not be told apart at {use.name!r}"
+            for name in use.parameters if reason else ():
+                plan.reasons.setdefault(name, reason)
+
+    def _to_parameters(self, use: Use, weight: Gradients, graph: Graph) -> dict[str, Gradients]:
+        """From the gradients over a weight to those over the parameters it was made of."""
+        chain = weight_chain(use)
+        order = chain_order(chain) if chain else None
+        if order is not None:
+            parameter = self.parameters[use.parameters[0]]
+            return {use.parameters[0]: _reordered(weight, tuple(parameter.shape), order)}
+        values = weight.build()
+        leaves = [self.parameters[name] for name in use.parameters]
+        edge = GradientEdge(*use.weight)
+        pulled = torch.autograd.grad(
+            [edge],
+            leaves,
+            [values.flatten(0, 1)],
+            is_grads_batched=True,
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return {
+            name: Built(gradient.reshape(*values.shape[:2], *gradient.shape[1:]).detach())
+            for name, gradient in zip(use.parameters, pulled, strict=True)
+            if gradient is not None
+        }
+
+    def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], plan: _Plan) -> dict[str, Gradients]:
+        if not parameters:
+            return {}
+        if not self._no_vmap:
+            try:
+                return dict(vmapped(self.model, batch, self.output, parameters))
+            except StochasticModelError:
+                raise
+            except Exception as error:  # whatever vmap cannot run, the plain loop below can, and the route says why
+                self._no_vmap = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+        return dict(one_at_a_time(self.model, batch, self.output, parameters))
+
+    def _refuse_uncaptured(self, generic: Mapping[str, Tensor], plan: _Plan) -> None:
+        if self.fallback or not generic:
+            return
+        total = sum(parameter.numel() for parameter in self.parameters.values())
+        share = sum(parameter.numel() for parameter in generic.values()) / total
+        reasons = "; ".join(f"{name!r}: {plan.reasons.get(name, 'no use found')}" for name in list(generic)[:5])
+        raise UncapturedParameterError(
+            f"{len(generic)} of {len(self.parameters)} parameters have no layer rule ({reasons}). The kernel would "
+            f"silently leave out {share:.1%} of the weights. Use fallback=True, register a rule "
+            "(kinsight.rules.register_rule), or leave them out by name: parameters=lambda name: ..."
+        )
+
+    def _report(self, gradients: Mapping[str, Gradients], graph: Graph, plan: _Plan) -> None:
+        """Remember the route of every parameter, the slowest one seen."""
+        uses: dict[str, list[str]] = {}
+        for use in graph.uses:
+            for name in use.parameters:
+                uses.setdefault(name, []).append(use.name)
+        for name in self.parameters:
+            if name in plan.reasons:
+                path = f"one sample at a time ({self._no_vmap})" if self._no_vmap else "vmap"
+                self.routes[name] = f"{path}: {plan.reasons[name]}"
+            elif name in uses:
+                kinds = ", ".join(dict.fromkeys(uses[name]))
+                self.routes.setdefault(name, f"rule: {kinds}" + (f" x {len(uses[name])}" if len(uses[name]) > 1 else ""))
+            elif name not in gradients:
+                self.routes.setdefault(name, "unused: the output does not depend on it")
+
+
+def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
+    """Batches of one kind run the same operations on tensors that differ in size alone."""
+    uses = tuple(
+        (use.name, use.operand, use.parameters, len(shape := output_shape(use.node)), _position(shape, n))
+        for use in graph.uses
+    )
+    return (uses, outputs.shape[1], outputs.dtype, n == 1, graph.n_nodes if graph.is_data_dependent else 0)
+
+
+def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
+    """For every axis, whether it holds exactly the samples, or several positions of each."""
+    return tuple(size == n for size in shape)
+
+
+def _reordered(weight: Gradients, shape: tuple[int, ...], order: str) -> Gradients:
+    """Gradients over a parameter, given those over a view of it."""
+    if isinstance(weight, Factored):
+        return Factored(
+            weight.inputs, weight.output_gradients, shape, weight.gradient_first != (order == "transposed")
+        )
+    if order == "kept" and weight.shape == shape:
+        return weight
+    values = weight.build()
+    if order == "transposed":
+        values = values.reshape(*values.shape[:2], *shape[::-1]).transpose(2, 3)
+    return Built(values.reshape(*values.shape[:2], *shape), weight.bound())
+

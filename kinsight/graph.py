@@ -1,0 +1,225 @@
+"""The autograd graph names every use of every parameter, wherever in the model it is.
+
+A leaf of the graph is a parameter; the nodes above it are what was done to it. Some of them only reshape it or
+combine it with other parameters (a transpose, a cast, a weight normalization): these nodes make a *weight*. The first
+node above a weight that also takes data is a *use*: a linear map, a convolution, a product. Every path from the
+outputs down to a parameter goes through exactly one use, so the uses found here are all there are: a functional call,
+a tied weight, a bare `nn.Parameter` or a module called twice cannot escape, which hooks on modules cannot promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+RESHAPES = frozenset(
+    {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "ToCopy", "Clone"}
+)
+"""Nodes that keep a weight's elements in row-major order."""
+
+TRANSPOSES = frozenset({"T", "Transpose", "Permute"})
+"""Nodes that reorder a weight's elements."""
+
+FUNCTIONS = frozenset(
+    {"Slice", "Select", "Split", "SplitWithSizes", "Narrow", "Cat", "Stack", "Sum", "Mean", "Norm",
+     "Neg", "Exp", "Log", "Sqrt", "Rsqrt", "Pow", "Tanh", "Sigmoid", "Softplus", "Abs", "Square",
+     "Mul", "Add", "Sub", "Div", "Mm", "Addmm", "Bmm", "Mv", "Dot", "LinalgVectorNorm",
+     "WeightNormInterface", "MatrixExp", "LinalgSolveEx"}
+)  # fmt: skip
+"""Further nodes that take nothing but weights when none of their inputs is a constant."""
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One place where a weight meets data.
+
+    Args:
+        node: the graph node.
+        operand: which of the node's inputs the weight is.
+        weight: the node that made the weight (a leaf where the parameter is used as it is), and its output number.
+        parameters: names of the chosen parameters the weight is made of.
+    """
+
+    node: Node
+    operand: int
+    weight: tuple[Node, int]
+    parameters: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The node's name without its suffix: 'Addmm', 'Convolution'."""
+        return short_name(self.node)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the weight as the node takes it."""
+        node, number = self.weight
+        return output_shape(node, number)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """What the graph of one forward pass says.
+
+    Args:
+        uses: every use of a chosen parameter, in a fixed order.
+        leaves: the graph's leaf of each chosen parameter that the outputs depend on.
+        is_data_dependent: whether rows are gathered by index, as routed experts do: then the place of a sample can
+            change from batch to batch.
+        n_nodes: size of the graph.
+        names: names of its nodes.
+    """
+
+    uses: tuple[Use, ...]
+    leaves: Mapping[str, Node]
+    is_data_dependent: bool
+    n_nodes: int
+    names: frozenset[str]
+
+
+def short_name(node: Node) -> str:
+    """'AddmmBackward0' -> 'Addmm'."""
+    return node.name().rpartition("::")[2].partition("Backward")[0]
+
+
+def output_shape(node: Node, number: int = 0) -> tuple[int, ...]:
+    """Shape of a node's output in the forward pass."""
+    if is_leaf(node):
+        return tuple(node.variable.shape)  # type: ignore[attr-defined]
+    return tuple(node._input_metadata[number].shape)
+
+
+def is_leaf(node: Node) -> bool:
+    """Whether the node is a tensor that requires a gradient by itself."""
+    return hasattr(node, "variable")
+
+
+def children(node: Node) -> Iterator[tuple[int, Node, int]]:
+    """(operand, child, the child's output number) of every differentiable input."""
+    for operand, (child, number) in enumerate(node.next_functions):
+        if child is not None:
+            yield operand, child, number
+
+
+@dataclass(eq=False)
+class _Walk:
+    chosen: Mapping[int, str]
+    parameters: frozenset[int]
+    below: dict[Node, frozenset[str] | None] = field(default_factory=dict)
+
+    def weight_of(self, node: Node) -> frozenset[str] | None:
+        """Names of the chosen parameters if the node makes a weight from parameters alone, else None."""
+        if is_leaf(node):
+            key = id(node.variable)  # type: ignore[attr-defined]
+            if key not in self.parameters:
+                return None
+            return frozenset({self.chosen[key]} if key in self.chosen else ())
+        name = short_name(node)
+        parts = [self.below[child] for _, child, _ in children(node)]
+        alone = bool(parts) and all(part is not None for part in parts)
+        constants = any(child is None for child, _ in node.next_functions)
+        if alone and (name in RESHAPES or name in TRANSPOSES or (name in FUNCTIONS and not constants)):
+            return frozenset[str]().union(*(part for part in parts if part is not None))
+        return None
+
+
+GATHERS = frozenset(
+    {"Index", "IndexSelect", "IndexPut", "IndexAdd", "IndexCopy", "Gather", "Scatter", "ScatterAdd",
+     "ScatterReduce", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Take", "Unique2", "NestedFromPadded"}
+)  # fmt: skip
+
+
+def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[Tensor]) -> Graph:
+    """Every use of the chosen parameters in the graph that made `outputs`.
+
+    Args:
+        outputs: a tensor with a graph.
+        chosen: name of each chosen parameter, by `id` of the tensor.
+        parameters: all the model's parameters, chosen or not.
+    """
+    walk = _Walk(chosen, frozenset(id(parameter) for parameter in parameters))
+    uses: list[Use] = []
+    leaves: dict[str, Node] = {}
+    names_seen: set[str] = set()
+    for node in _children_first(outputs.grad_fn):
+        weight = walk.below[node] = walk.weight_of(node)
+        if is_leaf(node):
+            if weight:
+                leaves[next(iter(weight))] = node
+            continue
+        names_seen.add(short_name(node))
+        if weight is None:
+            for operand, child, number in children(node):
+                names = walk.below[child]
+                if names and 0 not in output_shape(node):  # an expert that got no rows is no use
+                    uses.append(Use(node, operand, (child, number), tuple(sorted(names))))
+    return Graph(tuple(uses), leaves, bool(names_seen & GATHERS), len(walk.below), frozenset(names_seen))
+
+
+def _children_first(root: Node | None) -> Iterator[Node]:
+    """Every node below the root, each after all of its children, in an order that only the model decides."""
+    seen: set[Node] = set()
+    stack: list[tuple[Node, bool]] = [(root, False)] if root is not None else []
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            yield node
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for _, child, _ in children(node) if child not in seen)
+
+
+def weight_chain(use: Use) -> list[tuple[Node, int]]:
+    """The nodes that lead from the parameter to the weight, nearest the use first, the leaf last.
+
+    Empty when several parameters make the weight.
+    """
+    chain = [use.weight]
+    while not is_leaf(chain[-1][0]):
+        below = list(children(chain[-1][0]))
+        if len(below) != 1:
+            return []
+        chain.append(below[0][1:])
+    return chain
+
+
+def chain_order(chain: Sequence[tuple[Node, int]]) -> str | None:
+    """What a chain of views does to a parameter's elements: 'kept', 'transposed' (a matrix), or None: something else."""
+    *views, (leaf, _) = chain
+    names = [short_name(node) for node, _ in views]
+    if all(name in RESHAPES for name in names):
+        return "kept"
+    if not all(name in RESHAPES or name in TRANSPOSES for name in names):
+        return None
+    if len(names) == 1 and names[0] == "T":
+        return "transposed"
+    index = torch.arange(leaf.variable.numel()).reshape(leaf.variable.shape)  # type: ignore[attr-defined]
+    original = index
+    for node, number in reversed(views):
+        index = _apply_view(node, index, output_shape(node, number))
+    if torch.equal(index.flatten(), original.flatten()):
+        return "kept"
+    if original.dim() == 2 and torch.equal(index.flatten(), original.T.flatten()):
+        return "transposed"
+    return None
+
+
+def _apply_view(node: Node, index: Tensor, shape: tuple[int, ...]) -> Tensor:
+    name = short_name(node)
+    if name == "T":
+        return index.t()
+    if name == "Transpose":
+        return index.transpose(_axis(node._saved_dim0), _axis(node._saved_dim1))  # type: ignore[attr-defined]
+    if name == "Permute":
+        return index.permute([_axis(dim) for dim in node._saved_dims])  # type: ignore[attr-defined]
+    return index.reshape(shape)
+
+
+def _axis(dim: int) -> int:
+    """A saved axis as a signed number: autograd saves negative ones as unsigned 64-bit."""
+    return dim - 2**64 if dim >= 2**63 else dim

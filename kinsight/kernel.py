@@ -1,0 +1,469 @@
+"""How similar a network finds two inputs: the kernel of its output gradients, and what is derived from it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kinsight.axes import GramBlock, Mask, Mixing, OutputBlocks, Outputs, PerSample
+from kinsight.batch_gradients import BatchGradients
+from kinsight.capture import check_finite
+from kinsight.differentiate import Check, Differentiator
+from kinsight.errors import EmptyDataError, NoParametersError, SampleTypeError, UnknownNameError, ZeroGradientWarning
+from kinsight.outputs import OutputFunction, resolve_output
+from kinsight.samples import Batch, Id, Inputs, as_batch
+from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
+from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
+
+Normalization = Literal["whitened", "flat"]
+"""Which similarity: the whitened trace k_C (for one output the cosine), or Tr K(x,y) / sqrt(Tr K(x,x) Tr K(y,y))."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Values with their standard error.
+
+    Args:
+        values: [n m].
+        standard_error: of each value, [n m].
+    """
+
+    values: GramBlock
+    standard_error: GramBlock
+
+
+@dataclass(frozen=True, eq=False)
+class UnitGradients:
+    """Gradients of a batch scaled so that their inner products are similarities.
+
+    Args:
+        gradients: normalized; `gradients.gram(other.gradients)` is the block of similarities.
+        norms: |g(x)|, over all outputs, [n].
+        mixing: the map of the outputs that normalized them, [n a c].
+        ranks: rank of K(x, x), [n] (of no meaning for the flat normalization: then c).
+    """
+
+    gradients: BatchGradients
+    norms: PerSample
+    mixing: Mixing
+    ranks: Tensor
+
+    @property
+    def is_defined(self) -> Mask:
+        """Whether each sample's similarities are defined: its gradient is not zero. [n]."""
+        return self.norms > 0
+
+    @property
+    def undefined_ids(self) -> list[Id]:
+        """Ids of the samples whose gradient is zero."""
+        flags = self.is_defined.tolist()
+        return [id_ for id_, is_defined in zip(self.gradients.ids, flags, strict=True) if not is_defined]
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return self.gradients.n_bytes
+
+    def compact(self) -> UnitGradients:
+        """The gradients in the form whose Gram block costs least."""
+        return replace(self, gradients=self.gradients.compact())
+
+
+class GradientKernel:
+    """The gradient kernel of a trained network, k(x, y) = grad f(x) . grad f(y), over its parameters.
+
+    f is the network's output, not its loss: no label enters. For c outputs K(x, y) = J(x) J(y)^T is a [c c] block a
+    pair, and the kernel its trace / c. Everything is exact, for any module, unchanged; sums over parameters run in
+    float64, and results are float64.
+
+    Inputs `x`, `y` are a tensor, a tuple (passed as positional arguments), a dict (as keywords) or a `Batch`, with
+    samples on axis 0. Where `y` is left out it is `x`.
+
+    Args:
+        model: any `torch.nn.Module`, in eval mode. It comes back exactly as it went in.
+        output: what is differentiated: a name of `kinsight.outputs.OUTPUTS`, an output function, or any callable from what
+            the model returns to [n] or [n c].
+        parameters: which parameters count: a function of the name, or names. All that require a gradient where
+            left out.
+        fallback: whether parameters without a layer rule take the generic exact paths; an error where False.
+        check: when the proof of coverage runs: 'first' batch of each kind, 'always', or 'never'.
+        max_outputs: number of outputs above which differentiating each is refused.
+        batch_size: samples in one pass; chosen from `max_bytes` where left out.
+        max_bytes: bound on the memory that gradients are held in.
+
+    Raises:
+        NoParametersError: nothing to differentiate with respect to.
+        UnknownNameError: an unknown output or parameter name.
+
+    Example:
+        >>> import torch, kinsight
+        >>> model = torch.nn.Linear(2, 1)
+        >>> kernel = kinsight.GradientKernel(model)
+        >>> kernel(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))     # x.y + 1, the 1 is the bias
+        tensor([[26.,  4.],
+                [ 4.,  2.]], dtype=torch.float64)
+
+    Reference:
+        Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        output: str | OutputFunction | Callable[[Any], Tensor] = "logits",
+        *,
+        parameters: Callable[[str], bool] | Iterable[str] | None = None,
+        fallback: bool = True,
+        check: Check = "first",
+        max_outputs: int = 32,
+        batch_size: int | None = None,
+        max_bytes: int = 2**30,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise SampleTypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.output = resolve_output(output)
+        self.parameters = choose_parameters(self.model, parameters)
+        self.batch_size = batch_size
+        self.max_bytes = max_bytes
+        self._bytes_per_sample: float | None = None
+        self._differentiate = Differentiator(
+            self.model, self.output, self.parameters, fallback=fallback, check=check, max_outputs=max_outputs
+        )
+
+    # ------------------------------------------------------------------------------------------ what is known
+
+    @property
+    def routes(self) -> dict[str, str]:
+        """The route of every parameter, as far as batches have been seen: its rule, 'vmap', 'one sample at a time', or
+        'unused', with the reason."""
+        return dict(self._differentiate.routes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest precision among the parameters: that of their gradients."""
+        return max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
+
+    # ------------------------------------------------------------------------------------ gradients of a batch
+
+    def gradients(self, x: Inputs | Batch) -> BatchGradients:
+        """The per-sample gradients of one batch, in factored form: what all else is made of.
+
+        Raises:
+            NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
+        """
+        batch = as_batch(x)
+        if not len(batch):
+            raise EmptyDataError("The batch has 0 samples: there is nothing to differentiate.")
+        return self._differentiate(batch.to(self.device))
+
+    def outputs(self, x: Inputs | Batch) -> Outputs:
+        """The output function's values. [n c]."""
+        return self._differentiate.outputs(as_batch(x).to(self.device))
+
+    def unit_gradients(self, x: Inputs | Batch, normalization: Normalization = "whitened") -> UnitGradients:
+        """The gradients of one batch, normalized: inner products of the result are similarities.
+
+        A sample with zero gradient becomes zero: it adds nothing to any sum.
+        """
+        batch = as_batch(x).to(self.device)
+        gradients = self.gradients(batch)
+        own = gradients.self_blocks()
+        check_finite(own, batch, "gradients")
+        n, c = own.shape[:2]
+        squares = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0)
+        norms = squares.sqrt()
+        if normalization == "flat" or c == 1:
+            scale = torch.where(norms > 0, 1 / norms, 0.0)
+            mixing = scale[:, None, None] * torch.eye(c, dtype=scale.dtype, device=scale.device)
+            return UnitGradients(gradients.mix(mixing), norms, mixing, (norms > 0).long() * c)
+        if normalization != "whitened":
+            raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
+        own_spectrum = spectrum(own, self.precision)
+        mixing = own_spectrum.power(-0.5) / own_spectrum.ranks.clamp(min=1).double().sqrt()[:, None, None]
+        return UnitGradients(gradients.mix(mixing), norms, mixing, own_spectrum.ranks)
+
+    # ----------------------------------------------------------------------------------------- kernel values
+
+    def __call__(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
+        """The kernel, Tr K(x, y) / c. [n m]."""
+        return self._rectangle(x, y, lambda a, b: _scaled_sum(a.shares(b)) / a.n_outputs)
+
+    def blocks(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> OutputBlocks:
+        """K(x, y): entry [n, m, a, b] is grad f_a(x_n) . grad f_b(y_m). [n m c c]."""
+        return self._rectangle(x, y, lambda a, b: a.gram(b, "blocks"), mirror=_mirror_blocks)
+
+    def diag(self, x: Inputs | Batch) -> PerSample:
+        """k(x, x) = Tr K(x, x) / c, in time linear in n. [n]."""
+        blocks = self.each(as_batch(x), self.gradients)
+        return torch.cat([part.content.self_blocks().diagonal(dim1=1, dim2=2).mean(dim=1) for part in blocks])
+
+    def ranks(self, x: Inputs | Batch) -> Tensor:
+        """Rank of K(x, x): how many outputs can be moved independently of each other. [n]."""
+        return torch.cat([self._spectrum(part.content).ranks for part in self.each(as_batch(x), self.gradients)])
+
+    def per_layer(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> dict[str, GramBlock]:
+        """Each parameter's share of the kernel, by name. Added up in order, they are the kernel. [n m] each."""
+        names = list(self.parameters)
+
+        def shares(a: BatchGradients, b: BatchGradients) -> Tensor:
+            known = a.shares(b)
+            zero = torch.zeros(len(a), len(b), dtype=torch.float64, device=self.device)
+            return torch.stack([known[name].double() / a.n_outputs if name in known else zero for name in names], 2)
+
+        return dict(zip(names, self._rectangle(x, y, shares).unbind(dim=2), strict=True))
+
+    def estimate(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> Estimate:
+        """The kernel estimated from random probes (`output=probes(k)`), with its standard error over the probes.
+
+        Raises:
+            UnknownNameError: the output is not an estimate: call the kernel itself.
+        """
+        if not self.output.is_estimate:
+            raise UnknownNameError(
+                f"output {self.output.name!r} is exact: there is no error to state. Call kernel(x, y), or use "
+                "output=probes(k=16, seed=0)."
+            )
+        each = self._rectangle(x, y, lambda a, b: a.gram(b, "diagonal"))
+        return Estimate(each.mean(dim=2), each.std(dim=2) / each.shape[2] ** 0.5)
+
+    # ------------------------------------------------------------------------------------------ similarities
+
+    def influence(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> Tensor:
+        """How f(y_m) moves when the smallest step of the parameters moves f(x_n) by one. Not symmetric.
+
+        For one output k(x, y) / k(x, x), [n m]. For c outputs K(y, x) K(x, x)^-1, [n m c c]: entry [n, m, a, b] is the move
+        of output a at y_m for a move of output b at x_n. Samples x with zero gradient give nan, with a
+        `ZeroGradientWarning` that names them.
+        """
+        rows, columns = as_batch(x), as_batch(x if y is None else y)
+        moved = self._fill(
+            len(rows),
+            len(columns),
+            pair_blocks(
+                self.each(rows, self._dual_gradients),
+                self.each(columns, self.gradients),
+                lambda a, b: a.gram(b, "blocks").transpose(2, 3),
+                max_bytes=self.max_bytes // 2,
+            ),
+        )
+        undefined = self.diag(rows) == 0
+        moved[undefined] = torch.nan
+        warn_undefined([id_ for id_, bad in zip(rows.ids, undefined.tolist(), strict=True) if bad])
+        return moved[:, :, 0, 0] if moved.shape[2] == 1 else moved
+
+    def similarity(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
+        """The network's similarity, in [-1, 1]: Tr K_C(x, y) / sqrt(rank(x) rank(y)). [n m].
+
+        K_C(x, y) = K(x, x)^-1/2 K(x, y) K(y, y)^-1/2; for one output, the cosine of the two gradients. Rows and
+        columns of samples with zero gradient are nan, with a `ZeroGradientWarning` that names them.
+        """
+        return self._similarity(x, y, "whitened", lambda a, b: a.gram(b))
+
+    def flat_similarity(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
+        """Tr K(x, y) / sqrt(Tr K(x, x) Tr K(y, y)), in [-1, 1]: cheaper, and a different number. [n m]."""
+        return self._similarity(x, y, "flat", lambda a, b: a.gram(b))
+
+    def rotation_similarity(
+        self, x: Inputs | Batch, y: Inputs | Batch | None = None, *, is_special: bool = False
+    ) -> GramBlock:
+        """max_R Tr(R K_C(x, y)) / sqrt(rank(x) rank(y)): outputs that differ by a rotation count as alike. [n m].
+
+        Args:
+            x: inputs, such as those of a network that predicts displacements or flows.
+            y: inputs; x where left out.
+            is_special: only proper rotations (det R = 1), no reflections.
+        """
+
+        def combine(a: BatchGradients, b: BatchGradients) -> Tensor:
+            return best_rotation_trace(a.gram(b, "blocks"), is_special=is_special)
+
+        return self._similarity(x, y, "whitened", combine)
+
+    def _similarity(
+        self,
+        x: Inputs | Batch,
+        y: Inputs | Batch | None,
+        normalization: Normalization,
+        combine: Callable[[BatchGradients, BatchGradients], Tensor],
+    ) -> GramBlock:
+        rows = as_batch(x)
+        columns = rows if y is None else as_batch(y)
+        pairs = self.similarity_blocks(rows, None if y is None else columns, normalization, combine=combine)
+        block = self._fill(len(rows), len(columns), pairs)
+        return block.clamp(-1, 1)
+
+    # -------------------------------------------------------------------------------------- blocks and memory
+
+    def similarity_blocks(
+        self,
+        rows: Source,
+        columns: Source | None = None,
+        normalization: Normalization = "flat",
+        *,
+        combine: Callable[[BatchGradients, BatchGradients], Tensor] | None = None,
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
+        """(rows, columns, block) for all pairs of two sets of samples, or of one, in bounded memory.
+
+        At the end, a `ZeroGradientWarning` names the samples whose similarity is undefined, if there are any.
+
+        Args:
+            rows: the samples of the rows.
+            columns: the samples of the columns; those of the rows where left out: then every block is computed once.
+            normalization: which similarity.
+            combine: what is computed from two batches; their inner products where left out. Rows and columns of samples
+                with zero gradient are nan.
+        """
+
+        undefined: dict[Id, None] = {}
+
+        def values(a: UnitGradients, b: UnitGradients) -> Tensor:
+            undefined.update(dict.fromkeys([*a.undefined_ids, *b.undefined_ids]))
+            block = a.gradients.gram(b.gradients) if combine is None else combine(a.gradients, b.gradients)
+            block[~a.is_defined] = torch.nan
+            block[:, ~b.is_defined] = torch.nan
+            return block
+
+        prepared = self.each(rows, lambda batch: self.unit_gradients(batch, normalization).compact())
+        if columns is None:
+            yield from symmetric_pair_blocks(
+                prepared, values, lambda block: block.transpose(0, 1), max_bytes=self.max_bytes // 2
+            )
+        else:
+            others = self.each(columns, prepared.prepare)
+            yield from pair_blocks(prepared, others, values, max_bytes=self.max_bytes // 2)
+        warn_undefined(list(undefined))
+
+    def each(self, source: Source, prepare: Callable[[Batch], Prepared]) -> Blocks[Prepared]:
+        """A source made ready batch by batch, in batches whose gradients fit in memory."""
+        return Blocks(source, prepare, self.block_size(source))
+
+    def block_size(self, source: Source) -> int:
+        """Samples in one pass: `batch_size`, or as many as fit in an eighth of `max_bytes`, by measuring a few."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if self._bytes_per_sample is None:
+            few = next(batches(source, _FEW), None)
+            if few is None or not len(few):
+                raise EmptyDataError("There are 0 samples: nothing to compare.")
+            gradients = self.gradients(few)
+            held = 2 * gradients.n_bytes + gradients.compact().n_bytes
+            self._bytes_per_sample = held / len(few)
+        return int(min(_MOST, max(1, self.max_bytes // 8 // max(1, self._bytes_per_sample))))
+
+    def _rectangle(
+        self,
+        x: Inputs | Batch,
+        y: Inputs | Batch | None,
+        combine: Callable[[BatchGradients, BatchGradients], Tensor],
+        *,
+        mirror: Callable[[Tensor], Tensor] = lambda block: block.transpose(0, 1),
+    ) -> Tensor:
+        rows = as_batch(x)
+        prepared = self.each(rows, lambda batch: self.gradients(batch).compact())
+        budget = self.max_bytes // 2
+        if y is None:
+            pairs = symmetric_pair_blocks(prepared, combine, mirror, max_bytes=budget)
+            block = self._fill(len(rows), len(rows), pairs)
+        else:
+            columns = as_batch(y)
+            pairs = pair_blocks(prepared, self.each(columns, prepared.prepare), combine, max_bytes=budget)
+            block = self._fill(len(rows), len(columns), pairs)
+        self._check_block(block, rows, rows if y is None else as_batch(y))
+        return block
+
+    def _fill(self, n: int, m: int, pairs: Iterator[tuple[slice, slice, Tensor]]) -> Tensor:
+        filled: Tensor | None = None
+        for rows, columns, block in pairs:
+            if filled is None:
+                filled = block.new_empty(n, m, *block.shape[2:])
+            filled[rows, columns] = block
+        if filled is None:
+            raise EmptyDataError(f"There are {n} x {m} samples: nothing to compare.")
+        return filled
+
+    def _check_block(self, block: Tensor, rows: Batch, columns: Batch) -> None:
+        if not bool(torch.isfinite(block).all()):
+            for batch in (rows, columns):
+                for part in batches(batch.to(self.device), self.block_size(batch)):
+                    check_finite(self.gradients(part).self_blocks(), part, "gradients")
+
+    def _dual_gradients(self, batch: Batch) -> BatchGradients:
+        gradients = self.gradients(batch)
+        return gradients.mix(self._spectrum(gradients).power(-1.0))
+
+    def _spectrum(self, gradients: BatchGradients) -> Spectrum:
+        return spectrum(gradients.self_blocks(), self.precision)
+
+
+_FEW, _MOST = 8, 256
+
+
+def choose_parameters(
+    model: nn.Module, parameters: Callable[[str], bool] | Iterable[str] | None
+) -> dict[str, nn.Parameter]:
+    """The chosen parameters by name, each tensor once, under its first name.
+
+    Raises:
+        NoParametersError: none is left.
+        UnknownNameError: a name the model does not have.
+    """
+    named = dict(model.named_parameters())
+    if parameters is None:
+        chosen = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    elif callable(parameters):
+        chosen = {name: parameter for name, parameter in named.items() if parameters(name)}
+    else:
+        every = dict(model.named_parameters(remove_duplicate=False))
+        wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+        missing = [name for name in wanted if name not in every]
+        if missing:
+            raise UnknownNameError(
+                f"The model has no parameter {missing[0]!r} ({len(missing)} of {len(wanted)} names are unknown). It has "
+                f"{len(named)}: {', '.join(map(repr, list(named)[:5]))}{', ...' if len(named) > 5 else ''}."
+            )
+        tensors = {id(every[name]) for name in wanted}
+        chosen = {name: parameter for name, parameter in named.items() if id(parameter) in tensors}
+    chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
+    if not chosen:
+        frozen = sum(not parameter.requires_grad for parameter in named.values())
+        raise NoParametersError(
+            f"No parameter of {type(model).__name__} is left to differentiate over: it has {len(named)}, of which "
+            f"{frozen} are frozen. Similarity is about moving parameters; choose some: parameters=lambda name: True takes "
+            "frozen ones too."
+        )
+    return chosen
+
+
+def warn_undefined(ids: Sequence[Id]) -> None:
+    """Warn that the similarity of these samples is undefined, if there are any."""
+    if ids:
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        warnings.warn(
+            f"The gradient of {len(ids)} samples is zero: {list(ids[:5])}{more}. Moving the parameters does not move their "
+            "output (dead units?), so their similarity to anything is undefined: nan here, left out of sums.",
+            ZeroGradientWarning,
+            stacklevel=3,
+        )
+
+
+def _scaled_sum(shares: dict[str, Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for share in shares.values():
+        total = share.double() if total is None else total + share.double()
+    assert total is not None
+    return total
+
+
+def _mirror_blocks(block: Tensor) -> Tensor:
+    return block.permute(1, 0, 3, 2)

@@ -1,0 +1,118 @@
+"""Nearest neighbors through the network's eyes, exact."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinsight.errors import InputError
+from kinsight.kernel import GradientKernel, Normalization
+from kinsight.progress import progress_bar
+from kinsight.samples import Id, Samples
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbors:
+    """The most similar samples of each query, the most similar first.
+
+    Args:
+        query_ids: ids of the queries, q of them.
+        ids: ids of their neighbors, q tuples of at most k.
+        positions: where the neighbors lie in the data, [q k]; -1 where there are fewer than k.
+        similarities: [q k]; nan where there are fewer than k.
+        normalization: which similarity.
+    """
+
+    query_ids: tuple[Id, ...]
+    ids: tuple[tuple[Id, ...], ...]
+    positions: Tensor
+    similarities: Tensor
+    normalization: Normalization
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def rows(self) -> Iterator[dict[str, Id | int | float]]:
+        """One record a pair: query, rank (from 1), neighbor, similarity."""
+        for query, ids, values in zip(self.query_ids, self.ids, self.similarities.tolist(), strict=True):
+            for rank, (neighbor, value) in enumerate(zip(ids, values, strict=False), 1):
+                yield {"query": query, "rank": rank, "neighbor": neighbor, "similarity": value}
+
+
+def neighbors(
+    kernel: GradientKernel,
+    queries: Any,
+    data: Any,
+    n_neighbors: int = 10,
+    *,
+    normalization: Normalization = "whitened",
+    progress: bool = False,
+) -> Neighbors:
+    """The samples of `data` that the network finds most similar to each query: exact, streamed, block by block.
+
+    A query that is itself in the data, by id, is not its own neighbor: pass queries with ids of their own (strings, say)
+    where positions would coincide by accident. Samples with zero gradient are nobody's neighbor.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        queries: whatever `Samples` takes, q samples; `data` itself for the neighbors of every sample.
+        data: whatever `Samples` takes, n samples.
+        n_neighbors: k.
+        normalization: 'whitened' or 'flat' similarity.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `Neighbors`, [q k]. Equal similarities come in the order of the data.
+
+    Raises:
+        InputError: k is not positive.
+
+    Reference:
+        Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
+    """
+    if n_neighbors < 1:
+        raise InputError(f"n_neighbors is {n_neighbors}: ask for at least 1.")
+    rows, columns = Samples.wrap(queries), Samples.wrap(data)
+    same = self_positions(rows, columns)
+    k = min(n_neighbors, len(columns))
+    best = torch.full((len(rows), k), -torch.inf, dtype=torch.float64)
+    places = torch.full((len(rows), k), -1)
+    pairs = kernel.similarity_blocks(rows, None if rows is columns else columns, normalization)
+    with progress_bar("neighbors", len(rows) * len(columns), is_shown=progress) as advance:
+        for r, c, block in pairs:
+            values = block.cpu()
+            found = torch.arange(c.start, c.stop)
+            values = values.masked_fill(values.isnan() | (found == same[r, None]), -torch.inf)
+            best[r], places[r] = _merge(best[r], places[r], values, found.expand_as(values), k)
+            advance(values.numel())
+    missing = best == -torch.inf
+    places[missing] = -1
+    best[missing] = torch.nan
+    ids = tuple(tuple(columns.ids[place] for place in row if place >= 0) for row in places.tolist())
+    return Neighbors(rows.ids, ids, places, best.clamp(-1, 1), normalization)
+
+
+def self_positions(rows: Samples, columns: Samples) -> Tensor:
+    """Where each sample of the rows lies among the columns, by id; -1 where it does not. [n]."""
+    if rows is columns:
+        return torch.arange(len(rows))
+    place = {id_: position for position, id_ in enumerate(columns.ids)}
+    return torch.tensor([place.get(id_, -1) for id_ in rows.ids])
+
+
+def _merge(best: Tensor, places: Tensor, values: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of two lists, by value, then by place."""
+    if values.shape[1] > k:  # what cannot be among the k best is dropped before the sorts; ties are kept for them
+        kth = values.topk(k, dim=1).values[:, -1:]
+        keep = int((values >= kth).sum(dim=1).max())
+        values, order = values.sort(dim=1, descending=True, stable=True)
+        values, found = values[:, :keep], found.gather(1, order)[:, :keep]
+    values, found = torch.cat([best, values], dim=1), torch.cat([places, found], dim=1)
+    by_place = found.argsort(dim=1, stable=True)
+    values, found = values.gather(1, by_place), found.gather(1, by_place)
+    values, order = values.sort(dim=1, descending=True, stable=True)
+    return values[:, :k], found.gather(1, order)[:, :k]

@@ -1,0 +1,54 @@
+"""Progress of long work, on stderr: a bar with rate and remaining time, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def progress_bar(description: str, total: int, *, is_shown: bool) -> Iterator[Advance]:
+    """A function that is told how many more units are done.
+
+    Args:
+        description: what is being done.
+        total: number of units.
+        is_shown: shows nothing where False.
+    """
+    if not is_shown:
+        yield lambda amount: None
+    elif sys.stderr.isatty():
+        yield from _bar(description, total)
+    else:
+        yield _lines(description, total)
+
+
+def _bar(description: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+def _lines(description: str, total: int, *, every_seconds: float = 10.0) -> Advance:
+    start = last = time.monotonic()
+    done = 0
+
+    def advance(amount: int) -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last >= every_seconds or done >= total:
+            rate = done / max(now - start, 1e-9)
+            left = (total - done) / rate if rate else float("inf")
+            print(f"{description}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr)
+            last = now
+
+    return advance

@@ -1,0 +1,94 @@
+"""Weights that are broadcast against data: added, multiplied, expanded, repeated.
+
+The gradient at each element of the output, times the local derivative, is summed over whatever the weight was
+broadcast along, except along the samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kinsight.capture import LayerCapture
+from kinsight.gradients import Built, Gradients
+
+
+def add(capture: LayerCapture) -> Gradients | None:
+    """x + alpha w, either way round."""
+    scale = capture.saved("alpha") if capture.use.operand == 1 else 1
+    return sum_to_weight(capture, capture.output_gradients * scale)
+
+
+def sub(capture: LayerCapture) -> Gradients | None:
+    """w - alpha x, or x - alpha w."""
+    scale = -capture.saved("alpha") if capture.use.operand == 1 else 1
+    return sum_to_weight(capture, capture.output_gradients * scale)
+
+
+def mul(capture: LayerCapture) -> Gradients | None:
+    """x w, either way round."""
+    other = capture.saved("other" if capture.use.operand == 0 else "self")
+    return _scaled(capture, other)
+
+
+def div(capture: LayerCapture) -> Gradients | None:
+    """w / x; x / w."""
+    other = capture.saved("other")
+    if capture.use.operand == 0:
+        return _scaled(capture, 1 / other)
+    return _scaled(capture, -capture.saved("self") / other**2)
+
+
+def prelu(capture: LayerCapture) -> Gradients | None:
+    """x where positive, w x elsewhere."""
+    return _scaled(capture, capture.saved("self").clamp(max=0)) if capture.use.operand == 1 else None
+
+
+def expand(capture: LayerCapture) -> Gradients | None:
+    """A weight made as large as the batch: class tokens, initial states, matrices multiplied one sample at a time."""
+    return sum_to_weight(capture, capture.output_gradients)
+
+
+def repeat(capture: LayerCapture) -> Gradients | None:
+    """A weight tiled to the size of the batch: class tokens, the affine part of instance normalization."""
+    gradients, axis = capture.output_gradients, capture.layout.axis
+    tiles = gradients.shape[2:]
+    shape = (1,) * (len(tiles) - len(capture.weight_shape)) + capture.weight_shape
+    if not capture.layout.is_major and tiles[axis] != 1:
+        return None
+    if any(tile % size for tile, size in zip(tiles, shape, strict=True)):
+        return None
+    split = [part for tile, size in zip(tiles, shape, strict=True) for part in (tile // size, size)]
+    tiled = gradients.reshape(*gradients.shape[:2], *split)
+    return _sum(capture, tiled, tuple(range(2, tiled.dim(), 2)))
+
+
+def _scaled(capture: LayerCapture, derivative: Tensor | float) -> Gradients | None:
+    """Local derivative times output gradient; the derivative broadcasts against the node's output."""
+    if not isinstance(derivative, Tensor):
+        return sum_to_weight(capture, capture.output_gradients * derivative)
+    local = capture.layout.split(derivative.expand(capture.output_shape))
+    return sum_to_weight(capture, capture.output_gradients * local.unsqueeze(1))
+
+
+def sum_to_weight(capture: LayerCapture, gradients: Tensor) -> Gradients | None:
+    """Sum [n c ...] over all axes the weight was broadcast along.
+
+    Returns None where the weight itself has one entry a sample: then it is data, not a weight.
+    """
+    missing = gradients.dim() - 2 - len(capture.weight_shape)
+    shape = (1,) * missing + capture.weight_shape
+    if shape and shape[capture.layout.axis] != 1:
+        return None
+    axes = tuple(2 + axis for axis, size in enumerate(shape) if size == 1)
+    return _sum(capture, gradients, axes)
+
+
+def _sum(capture: LayerCapture, gradients: Tensor, axes: tuple[int, ...]) -> Built:
+    n, c = gradients.shape[:2]
+    values = gradients.sum(dim=axes) if axes else gradients
+    bound = None
+    if capture.keeps_bounds:
+        absolute = gradients.abs().sum(dim=axes) if axes else gradients.abs()
+        bound = torch.linalg.vector_norm(absolute.reshape(n, -1), dim=1)
+    return Built(values.reshape(n, c, *capture.weight_shape), bound)

@@ -1,0 +1,624 @@
+"""Samples give the same sample for the same id, whatever they are read from and however they are batched."""
+
+from collections import UserDict, namedtuple
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from kinsight.errors import (
+    EmptyDataError,
+    InputError,
+    SampleTypeError,
+    ShapeError,
+    TargetError,
+    UnknownNameError,
+)
+from kinsight.samples import Batch, Samples, as_batch, concatenate, n_samples
+
+N = 11
+X = torch.arange(N * 6, dtype=torch.float32).view(N, 2, 3)
+Y = torch.arange(N) % 4
+
+
+class Items(Dataset[Any]):
+    """A map-style Dataset; counts how often each item is read."""
+
+    def __init__(self, item: Callable[[int], Any], n: int = N) -> None:
+        self.item, self.n = item, n
+        self.n_reads = [0] * n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Any:
+        self.n_reads[i] += 1
+        return self.item(i)
+
+
+class Flow(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(zip(X, Y, strict=True))
+
+
+class NotADataset:
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return X[i], int(Y[i])
+
+
+def pairs() -> TensorDataset:
+    return TensorDataset(X, Y)
+
+
+def doubled(items: list[Any]) -> dict[str, Tensor]:
+    return {"x": torch.stack([x for x, _ in items]) * 2, "labels": torch.stack([y for _, y in items])}
+
+
+# Everything that gives the inputs X and the targets Y, one way or another.
+SAME = {
+    "tensor": lambda: Samples(X, Y),
+    "array": lambda: Samples(X.numpy(), Y.numpy()),
+    "targets as a list": lambda: Samples(X, Y.tolist()),
+    "Dataset": lambda: Samples(pairs()),
+    "Dataset of lists": lambda: Samples(Items(lambda i: [X[i], int(Y[i])])),
+    "Dataset of arrays": lambda: Samples(Items(lambda i: (X[i].numpy(), Y[i].numpy()))),
+    "Dataset, unpacked": lambda: Samples(Items(lambda i: ("?", Y[i], X[i])), unpack=lambda it: (it[2], it[1])),
+    "Dataset with targets given": lambda: Samples(TensorDataset(X), Y),
+    "what looks like a Dataset": lambda: Samples(NotADataset()),
+    "Subset": lambda: Samples(Subset(TensorDataset(X.flip(0), Y.flip(0)), range(N - 1, -1, -1))),
+    "DataLoader": lambda: Samples(DataLoader(pairs(), batch_size=4)),
+    "DataLoader, unpacked": lambda: Samples(
+        DataLoader(TensorDataset(X, X, Y), batch_size=4), unpack=lambda found: (found[0], found[2])
+    ),
+    "DataLoader with workers": lambda: Samples(DataLoader(pairs(), batch_size=4, num_workers=1)),
+    "DataLoader of an IterableDataset": lambda: Samples(DataLoader(Flow(), batch_size=4)),
+    "DataLoader without batches": lambda: Samples(
+        DataLoader(Items(lambda i: (X[4 * i : 4 * i + 4], Y[4 * i : 4 * i + 4]), n=3), batch_size=None)
+    ),
+    "DataLoader with a batch sampler": lambda: Samples(
+        DataLoader(pairs(), batch_sampler=[[0, 1], [2], list(range(3, N))])
+    ),
+    "batches": lambda: Samples([Batch(X[:4], targets=Y[:4]), Batch(X[4:], targets=Y[4:])]),
+    "batch": lambda: Samples(Batch(X, targets=Y)),
+}
+
+
+@pytest.fixture(params=SAME)
+def same(request: pytest.FixtureRequest) -> Samples:
+    return SAME[request.param]()
+
+
+class TestEverySource:
+    @pytest.mark.parametrize("batch_size", [1, 3, 4, N, 100])
+    def test_batches_are_the_data_in_order(self, same: Samples, batch_size: int):
+        batches = list(same.batches(batch_size))
+        sizes = [len(batch) for batch in batches]
+        assert sizes == [batch_size] * (N // batch_size) + [N % batch_size] * (N % batch_size > 0)
+        assert torch.equal(torch.cat([batch.inputs for batch in batches]), X)
+        assert torch.equal(torch.cat([batch.targets for batch in batches]), Y)
+        assert [name for batch in batches for name in batch.ids] == list(range(N))
+
+    def test_two_passes_are_the_same(self, same: Samples):
+        first, second = (concatenate(list(same.batches(3))) for _ in range(2))
+        assert torch.equal(first.inputs, second.inputs)
+        assert first.ids == second.ids
+
+    def test_length_ids_targets(self, same: Samples):
+        assert len(same) == N
+        assert same.ids == tuple(range(N))
+        assert torch.equal(same.targets, Y)
+        assert same.targets is same.targets
+
+    def test_take(self, same: Samples):
+        batch = same.take([7, 0, 7, N - 1])
+        assert batch.ids == (7, 0, 7, N - 1)
+        assert torch.equal(batch.inputs, X[[7, 0, 7, N - 1]])
+        assert torch.equal(batch.targets, Y[[7, 0, 7, N - 1]])
+        assert torch.equal(same.take(torch.tensor([2])).inputs, X[2:3])
+        assert len(same.take([])) == 0
+
+    def test_first(self, same: Samples):
+        few = same.first(5)
+        assert len(few) == 5
+        assert few.ids == (0, 1, 2, 3, 4)
+        assert torch.equal(few.targets, Y[:5])
+        assert torch.equal(few.take([4, 1]).inputs, X[[4, 1]])
+        for batch_size in (2, 5, 9):
+            assert torch.equal(concatenate(list(few.batches(batch_size))).inputs, X[:5])
+        assert len(same.first(100)) == len(same) == N
+        with pytest.raises(UnknownNameError, match=r"no sample at position 5: there are 5, from 0 to 4"):
+            few.take([5])
+
+    @pytest.mark.parametrize("position", [-1, N])
+    def test_no_such_position(self, same: Samples, position: int):
+        with pytest.raises(UnknownNameError, match=rf"no sample at position {position}: there are 11, from 0 to 10"):
+            same.take([0, position])
+
+    def test_ids_follow_their_samples(self, same: Samples):
+        named = concatenate(list(same.batches()))
+        named = Samples([Batch(named.inputs, tuple("abcdefghijk"), named.targets)])
+        assert named.ids == tuple("abcdefghijk")
+        assert named.take([3, 1]).ids == ("d", "b")
+        assert [batch.ids for batch in named.batches(6)] == [tuple("abcdef"), tuple("ghijk")]
+
+
+@given(st.lists(st.integers(0, N - 1), max_size=30), st.integers(1, 15))
+def test_any_positions_from_any_rebatching(positions: list[int], loader_batch_size: int):
+    samples = Samples(DataLoader(Flow(), batch_size=loader_batch_size))
+    assert torch.equal(samples.take(positions).inputs, X[positions])
+
+
+def test_global_random_numbers_are_left_alone():
+    before = torch.get_rng_state()
+    for samples in (Samples(pairs()), Samples(DataLoader(pairs(), num_workers=1)), Samples(X)):
+        list(samples.batches(4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class TestStructure:
+    def test_positional_arguments(self):
+        samples = Samples((X, Y, 0.5, torch.tensor(2.0), None), targets=Y)
+        x, y, scale, shift, nothing = samples.take([3, 1]).inputs
+        assert torch.equal(x, X[[3, 1]])
+        assert torch.equal(y, Y[[3, 1]])
+        assert (scale, shift.item(), nothing) == (0.5, 2.0, None)
+
+    @pytest.mark.parametrize("kind", [dict, UserDict])
+    def test_keyword_arguments_give_up_their_labels(self, kind: Callable[[Any], Any]):
+        data = kind({"x": X, "labels": Y})
+        for batch in (as_batch(data), next(Samples(data).batches(N))):
+            assert list(batch.inputs) == ["x"]
+            assert torch.equal(batch.targets, Y)
+        assert list(data) == ["x", "labels"]
+
+    def test_targets_given_replace_labels(self):
+        assert torch.equal(Samples({"x": X, "labels": Y}, targets=Y + 1).targets, Y + 1)
+        replaced = Samples(pairs(), targets=Y + 1)
+        assert torch.equal(next(replaced.batches(N)).targets, Y + 1)
+        assert torch.equal(replaced.take([5]).targets, Y[[5]] + 1)
+
+    @pytest.mark.parametrize("batch_size", [2, 5])
+    def test_dicts_of_a_dataset(self, batch_size: int):
+        samples = Samples(Items(lambda i: {"x": X[i], "mask": X[i, 0] > 9, "labels": Y[i]}))
+        for batch in samples.batches(batch_size):
+            assert list(batch.inputs) == ["x", "mask"]
+            assert torch.equal(batch.inputs["mask"], X[list(batch.ids), 0] > 9)
+        assert torch.equal(samples.targets, Y)
+
+    def test_tuples_of_a_dataset_are_positional_arguments(self):
+        samples = Samples(Items(lambda i: ((X[i], X[i] + 1), Y[i])))
+        inputs = samples.take([4]).inputs
+        assert isinstance(inputs, tuple)
+        assert torch.equal(inputs[1], X[[4]] + 1)
+
+    def test_the_collate_function_of_a_loader_is_used(self):
+        samples = Samples(DataLoader(pairs(), batch_size=3, collate_fn=doubled))
+        assert torch.equal(samples.take([5]).inputs["x"], X[[5]] * 2)
+        assert torch.equal(samples.targets, Y)
+
+    def test_a_loader_is_read_in_the_order_of_its_sampler(self):
+        samples = Samples(DataLoader(pairs(), batch_size=2, sampler=[8, 2, 5]))
+        assert torch.equal(samples.take([2, 0]).inputs, X[[5, 8]])
+        assert samples.ids == (0, 1, 2)
+
+    def test_nested_and_named(self):
+        Pair = namedtuple("Pair", ["a", "b"])
+        batch = Batch({"pair": Pair(X, [Y, Y]), "n": 3})[2:4]
+        assert isinstance(batch.inputs["pair"], Pair)
+        assert torch.equal(batch.inputs["pair"].b[1], Y[2:4])
+        assert n_samples(batch.inputs) == 2
+
+    def test_take_reads_only_what_is_asked_for(self):
+        dataset = Items(lambda i: (X[i], Y[i]))
+        Samples(dataset).take([2, 9])
+        assert [i for i, n in enumerate(dataset.n_reads) if n] == [2, 9]
+
+    def test_targets_are_read_in_one_pass(self):
+        dataset = Items(lambda i: (X[i], Y[i]))
+        samples = Samples(dataset)
+        assert torch.equal(samples.targets, samples.targets)
+        assert dataset.n_reads == [1] * N
+
+    def test_without_targets_no_pass_is_made(self):
+        dataset = Items(lambda i: X[i])
+        samples = Samples(dataset, batch_size=2)
+        assert samples.targets is None
+        assert sum(dataset.n_reads) == 2
+        assert Samples(Items(lambda i: (X[i], None))).targets is None
+
+
+class TestArrays:
+    def test_dtypes_stay(self):
+        for dtype in (np.float64, np.float32, np.uint8, np.int64, np.bool_):
+            array = np.zeros((3, 2), dtype)
+            assert next(Samples(array).batches()).inputs.numpy().dtype == dtype
+            assert as_batch(array).inputs.numpy().dtype == dtype
+
+    def test_batches_are_views(self):
+        x = X.clone()
+        for data in (x, x.numpy()):
+            assert next(Samples(data).batches(3)).inputs.data_ptr() == x.data_ptr()
+        assert Batch(x)[4:6].inputs.data_ptr() == x[4:6].data_ptr()
+
+    def test_arrays_that_torch_does_not_share(self):
+        array = np.arange(6.0).reshape(3, 2)
+        read_only = array.copy()
+        read_only.flags.writeable = False
+        for odd in (read_only, array[::-1][::-1], array[::-1].copy()[::-1], array.astype(">f8")):
+            assert as_batch(odd).inputs.tolist() == array.tolist()
+            assert Samples(odd, targets=odd[:, 0]).take([2]).targets.tolist() == [4.0]
+
+    def test_an_array_of_texts(self):
+        with pytest.raises(SampleTypeError, match=r"dtype <U1 has no tensor"):
+            Samples(np.array(["a", "b"]))
+
+
+class TestBatch:
+    def test_rows(self):
+        batch = Batch(X, tuple("abcdefghijk"), Y)
+        assert batch[[3, 1, 3]].ids == ("d", "b", "d")
+        assert torch.equal(batch[torch.tensor([3, 1])].inputs, X[[3, 1]])
+        assert batch[torch.arange(N) > 8].ids == ("j", "k")
+        assert torch.equal(batch[::-4].targets, Y[[10, 6, 2]])
+        assert batch[::4].ids == ("a", "e", "i")
+        assert len(batch[3:3]) == len(batch[[]]) == 0
+        assert batch[3:3].inputs.shape == (0, 2, 3)
+
+    @pytest.mark.parametrize("rows", [[True, False], torch.tensor([0.5]), torch.tensor(2)])
+    def test_rows_that_are_no_positions(self, rows: Any):
+        for cut in (Batch(X).__getitem__, Samples(X).take):
+            with pytest.raises(SampleTypeError, match=r"have to be a list of int, not .* For one sample pass \[i\]"):
+                cut(rows)
+
+    def test_a_mask_of_the_wrong_length(self):
+        with pytest.raises(ShapeError, match=r"3 mask for 11 samples"):
+            Batch(X)[torch.ones(3, dtype=torch.bool)]
+
+    def test_to(self):
+        batch = Batch((X, "constant", torch.tensor(1.0)), targets=Y).to("meta")
+        assert [leaf.device.type for leaf in (batch.inputs[0], batch.inputs[2], batch.targets)] == ["meta"] * 3
+        assert batch.ids == tuple(range(N))
+
+    def test_no_samples(self):
+        assert len(Batch(torch.zeros(0, 3))) == 0
+        assert Batch(torch.zeros(0, 3)).ids == ()
+
+    def test_as_batch_leaves_a_batch_alone(self):
+        batch = Batch(X)
+        assert as_batch(batch) is batch
+
+    def test_lengths(self):
+        with pytest.raises(ShapeError, match=r"2 ids for 11 samples"):
+            Batch(X, ids=("a", "b"))
+        with pytest.raises(ShapeError, match=r"10 targets for 11 samples"):
+            Batch(X, targets=Y[1:])
+        with pytest.raises(ShapeError, match=r"0 targets for 11 samples"):
+            Batch(X, targets=torch.tensor(3))
+        with pytest.raises(ShapeError, match=r"inputs\['x'\] is \[11, 2, 3\] and inputs\['m'\] is \[2\]: 11 against 2"):
+            as_batch({"x": X, "m": torch.ones(2)})
+        with pytest.raises(ShapeError, match=r"inputs\[0\] is \[11, 2, 3\] and inputs\[1\]\['a'\] is \[4\]"):
+            n_samples((X, {"a": torch.ones(4)}))
+
+    def test_inputs_without_samples(self):
+        with pytest.raises(SampleTypeError, match=r"a tuple of 2 float, hold no tensor with samples on axis 0"):
+            as_batch((1.0, 2.0))
+        with pytest.raises(SampleTypeError, match=r"a Tensor \[\] of torch.float32, hold no tensor"):
+            as_batch(torch.tensor(1.0))
+
+    def test_texts_are_not_cut_in_silence(self):
+        with pytest.raises(SampleTypeError, match=r"inputs\['text'\] is a list of 11 texts.*Tokenize them first"):
+            as_batch({"x": X, "text": ["a"] * N})
+
+
+class TestConcatenate:
+    def test_is_the_inverse_of_cutting(self):
+        whole = Batch({"x": X, "scale": 2.0}, tuple("abcdefghijk"), Y)
+        joined = concatenate([whole[:3], whole[3:4], whole[4:]])
+        assert joined.ids == whole.ids
+        assert joined.inputs["scale"] == 2.0
+        assert torch.equal(joined.inputs["x"], X)
+        assert torch.equal(joined.targets, Y)
+
+    def test_what_does_not_fit(self):
+        with pytest.raises(EmptyDataError, match=r"no batches to concatenate"):
+            concatenate([])
+        with pytest.raises(ShapeError, match=r"inputs is \[2, 3\] in one and \[5\] a sample in another. Pad"):
+            concatenate([Batch(X), Batch(torch.zeros(2, 5))])
+        with pytest.raises(ShapeError, match=r"do not have the same entries"):
+            concatenate([Batch({"a": X}), Batch({"b": X})])
+        with pytest.raises(ShapeError, match=r"inputs\[1\] is a constant, but not the same in all of them"):
+            concatenate([Batch((X, 1.0)), Batch((X, 2.0))])
+        with pytest.raises(ShapeError, match=r"inputs\[1\] is a constant, but not the same in all of them"):
+            concatenate([Batch((X, torch.tensor(1.0))), Batch((X, torch.tensor(2.0)))])
+        with pytest.raises(TargetError, match=r"1 of 2 batches have targets"):
+            concatenate([Batch(X, targets=Y), Batch(X)])
+
+
+class TestRefused:
+    """What would name different samples by one id, or leave some out, is refused and says what to do."""
+
+    @pytest.mark.parametrize(
+        ("make", "name"),
+        [
+            (lambda: DataLoader(pairs(), shuffle=True), "RandomSampler"),
+            (lambda: DataLoader(pairs(), sampler=SubsetRandomSampler([1, 2])), "SubsetRandomSampler"),
+            (
+                lambda: DataLoader(pairs(), sampler=WeightedRandomSampler([1.0] * N, N)),
+                "WeightedRandomSampler",
+            ),
+            (lambda: DataLoader(pairs(), batch_size=None, shuffle=True), "RandomSampler"),
+            (
+                lambda: DataLoader(pairs(), batch_sampler=BatchSampler(RandomSampler(pairs()), 2, False)),
+                "RandomSampler",
+            ),
+        ],
+    )
+    def test_shuffling_loaders(self, make: Callable[[], DataLoader[Any]], name: str):
+        with pytest.raises(SampleTypeError, match=rf"at random \(a {name}\).*Build it with shuffle=False"):
+            Samples(make())
+
+    def test_a_sampler_of_the_user_that_shuffles(self):
+        class Shuffled(SequentialSampler):
+            def __iter__(self) -> Iterator[int]:
+                return iter(torch.randperm(N).tolist())
+
+        class Steady(SequentialSampler):
+            def __iter__(self) -> Iterator[int]:
+                return iter(range(N - 1, -1, -1))
+
+        with pytest.raises(SampleTypeError, match=r"draws its samples at random \(a Shuffled\)"):
+            Samples(DataLoader(pairs(), sampler=Shuffled(pairs())))
+        assert torch.equal(Samples(DataLoader(pairs(), sampler=Steady(pairs()))).targets, Y.flip(0))
+
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: DataLoader(pairs(), batch_size=4, drop_last=True),
+            lambda: DataLoader(Flow(), batch_size=4, drop_last=True),
+            lambda: DataLoader(pairs(), batch_sampler=BatchSampler(SequentialSampler(pairs()), 4, True)),
+        ],
+    )
+    def test_loaders_that_drop_samples(self, make: Callable[[], DataLoader[Any]]):
+        with pytest.raises(SampleTypeError, match=r"drop_last=True.*Build it with drop_last=False"):
+            Samples(make())
+
+    @pytest.mark.parametrize("once", [lambda: (Batch(X) for _ in range(2)), lambda: iter([Batch(X)])])
+    def test_what_can_be_read_once(self, once: Callable[[], Any]):
+        with pytest.raises(SampleTypeError, match=r"(generator|list_iterator) can be read only once"):
+            Samples(once())
+
+    def test_an_iterable_dataset_without_a_loader(self):
+        with pytest.raises(SampleTypeError, match=r"a Flow is an IterableDataset.*DataLoader\(dataset"):
+            Samples(Flow())
+
+    def test_a_dataset_without_a_length(self):
+        with pytest.raises(SampleTypeError, match=r"a Dataset has no length. Give it __len__"):
+            Samples(Dataset())
+
+    @pytest.mark.parametrize(
+        ("data", "name"),
+        [(None, "None"), (3, "a int"), ([X, X], "a list of 2 Tensor"), ({1, 2}, "a set"), (b"x", "a bytes")],
+    )
+    def test_unknown_kinds(self, data: Any, name: str):
+        with pytest.raises(SampleTypeError, match=rf"cannot be read from {name}\. Understood are a tensor or array"):
+            Samples(data)
+
+    def test_a_table_with_keys_is_no_dataset(self):
+        class Frame(NotADataset):
+            def keys(self) -> list[str]:
+                return ["a"]
+
+        with pytest.raises(SampleTypeError, match=r"cannot be read from a Frame"):
+            Samples(Frame())
+
+    def test_a_string(self):
+        with pytest.raises(SampleTypeError, match=r"a str.*names a data set call load_samples"):
+            Samples.wrap("mnist5k")
+
+    def test_items_of_three(self):
+        message = r"An item of the Dataset has 3 entries.*unpack="
+        with pytest.raises(SampleTypeError, match=message):
+            next(Samples(TensorDataset(X, X, Y)).batches())
+        with pytest.raises(SampleTypeError, match=r"A batch of the DataLoader has 3 entries.*unpack="):
+            next(Samples(DataLoader(TensorDataset(X, X, Y))).batches())
+
+    def test_unpack_that_does_not_unpack(self):
+        with pytest.raises(SampleTypeError, match=r"has to give \(inputs, targets\); it gave a Tensor \[2, 3\]"):
+            next(Samples(pairs(), unpack=lambda item: item[0]).batches())
+        with pytest.raises(InputError, match=r"unpack= is for a Dataset or a DataLoader; a Tensor \[11, 2, 3\]"):
+            Samples(X, unpack=lambda item: item)
+
+    def test_items_that_do_not_stack(self):
+        with pytest.raises(SampleTypeError, match=r"a Tensor \[1\] of torch.float32 and a int, do not stack"):
+            next(Samples(Items(lambda i: (torch.zeros(i + 1), 0))).batches())
+        with pytest.raises(SampleTypeError, match=r"a Image.* do not stack into a batch"):
+            next(Samples(Items(lambda i: (Image.new("L", (2, 2)), 0))).batches())
+        with pytest.raises(SampleTypeError, match=r"do not stack"):
+            next(Samples(Items(lambda i: (X[i], None if i else 0))).batches())
+
+    def test_batches_that_do_not_join(self):
+        loader = DataLoader([torch.zeros(2, 5), torch.zeros(2, 7)], batch_size=None)
+        samples = Samples(loader)
+        assert [len(batch) for batch in samples.batches(2)] == [2, 2]
+        with pytest.raises(ShapeError, match=r"inputs is \[5\] in one and \[7\] a sample in another"):
+            list(samples.batches(3))
+
+    def test_data_that_changes_between_passes(self):
+        class Shrinking(IterableDataset[Tensor]):
+            n = 6
+
+            def __iter__(self) -> Iterator[Tensor]:
+                self.n -= 1
+                return iter(X[: self.n])
+
+        samples = Samples(DataLoader(Shrinking(), batch_size=2))
+        assert len(samples) == 5
+        with pytest.raises(ShapeError, match=r"gave 5 samples in one pass and 4 in the next"):
+            list(samples.batches())
+
+    def test_data_that_is_used_up(self):
+        class Used(IterableDataset[Tensor]):
+            rows = iter(X)
+
+            def __iter__(self) -> Iterator[Tensor]:
+                return self.rows
+
+        samples = Samples(DataLoader(Used(), batch_size=2))
+        assert sum(map(len, samples.batches())) == N
+        with pytest.raises(ShapeError, match=r"gave 11 samples in one pass and 0 in the next"):
+            list(samples.batches())
+
+    @pytest.mark.parametrize(
+        "make", [lambda: torch.zeros(0, 3), lambda: np.zeros((0, 3)), lambda: TensorDataset(X[:0]), list]
+    )
+    def test_no_samples(self, make: Callable[[], Any]):
+        with pytest.raises(EmptyDataError, match=r"There are no samples: the data has length 0"):
+            Samples(make())
+
+    def test_an_empty_stream(self):
+        class Nothing(IterableDataset[Tensor]):
+            def __iter__(self) -> Iterator[Tensor]:
+                return iter(())
+
+        with pytest.raises(EmptyDataError, match=r"no samples: the data gave no batch"):
+            list(Samples(DataLoader(Nothing())).batches())
+        with pytest.raises(EmptyDataError, match=r"There are no samples"):
+            len(Samples(DataLoader(Nothing())))
+
+    @pytest.mark.parametrize("size", [0, -3, True])
+    def test_batch_sizes(self, size: int):
+        with pytest.raises(InputError, match=rf"batch_size={size} is not a number of samples; it has to be 1"):
+            Samples(X, batch_size=size)
+        with pytest.raises(InputError, match=rf"batch_size={size} is not a number"):
+            Samples(X).batches(size)
+        with pytest.raises(InputError, match=rf"n={size} is not a number of samples"):
+            Samples(X).first(size)
+
+
+class TestIds:
+    def test_kinds(self):
+        for ids in (list(range(5, 16)), np.arange(5, 16), torch.arange(5, 16), range(5, 16)):
+            assert Samples(X, ids=ids).ids == tuple(range(5, 16))
+        assert {type(name) for name in Samples(X, ids=[np.int64(i) for i in range(N)]).ids} == {int}
+        assert {type(name) for name in Samples(X, ids=np.array(list("abcdefghijk"))).ids} == {str}
+
+    def test_equal_samples_stay_two(self):
+        samples = Samples(torch.zeros(3, 2))
+        assert len(samples) == 3
+        assert samples.ids == (0, 1, 2)
+
+    def test_twice_the_same(self):
+        with pytest.raises(InputError, match=r"The id 'b' names the samples at positions 1 and 10"):
+            Samples(X, ids=list("abcdefghijb"))
+        with pytest.raises(InputError, match=r"The id 'a' names the samples at positions 0 and 1"):
+            Samples([Batch(X[:1], ("a",)), Batch(X[:1], ("a",))])
+
+    @pytest.mark.parametrize("make", [lambda: X, lambda: pairs(), lambda: DataLoader(Flow(), batch_size=3)])
+    def test_too_few(self, make: Callable[[], Any]):
+        with pytest.raises(ShapeError, match=r"2 ids for 11 samples"):
+            Samples(make(), ids=["a", "b"])
+        with pytest.raises(ShapeError, match=r"3 targets for 11 samples"):
+            Samples(make(), targets=[1, 2, 3])
+
+    @pytest.mark.parametrize(
+        ("name", "kind"), [(0.5, "0.5 is a float"), (True, "True is a bool"), (None, "None is None")]
+    )
+    def test_no_ids(self, name: Any, kind: str):
+        with pytest.raises(SampleTypeError, match=rf"An id has to be an int or a str; {kind}"):
+            Samples(X, ids=np.array([name] * N, dtype=object))
+
+    def test_one_string_is_not_a_list_of_ids(self):
+        with pytest.raises(SampleTypeError, match=r"ids have to be a sequence of int or str; this is a str"):
+            Samples(X, ids="abcdefghijk")
+
+
+class TestTargets:
+    def test_values(self):
+        targets = torch.randn(N, 2)
+        assert torch.equal(Samples(X, targets).targets, targets)
+        assert torch.equal(Samples(TensorDataset(X, targets)).targets, targets)
+
+    def test_names_of_classes(self):
+        assert Samples(X, Y, class_names=["a", "b", "c", "d"]).class_names == ("a", "b", "c", "d")
+        assert Samples(X).class_names is None
+
+    def test_texts(self):
+        with pytest.raises(TargetError, match=r"a list of 11 str is not.*class_names"):
+            Samples(X, ["cat"] * N)
+
+    def test_a_single_number(self):
+        with pytest.raises(ShapeError, match=r"Targets are a single number"):
+            Samples(X, 3)
+
+    def test_targets_that_are_no_tensor(self):
+        with pytest.raises(TargetError, match=r"Targets have to be numbers \[n\] or \[n d\]; a dict is not"):
+            next(Samples(Items(lambda i: (X[i], {"boxes": X[i]}))).batches())
+
+    def test_large_targets_come_with_the_batches_only(self):
+        samples = Samples(TensorDataset(X, torch.zeros(N, 4, 5)), batch_size=3)
+        assert next(samples.batches()).targets.shape == (3, 4, 5)
+        with pytest.raises(ShapeError, match=r"targets are \[4, 5\] a sample: too large to hold all"):
+            samples.targets  # noqa: B018
+
+
+class TestPreview:
+    def test_uint8_is_shown_as_it_is(self):
+        pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+        image = Samples(pixels).preview(1)
+        assert image.mode == "RGB"
+        assert np.array_equal(np.array(image), pixels[1].permute(1, 2, 0).numpy())
+
+    @pytest.mark.parametrize("shape", [(2, 1, 2, 2), (2, 2, 2)])
+    def test_from_the_minimum_to_the_maximum(self, shape: tuple[int, ...]):
+        image = Samples(torch.tensor([-1.0, 0.0, 1.0, 3.0] * 2).view(shape)).preview(0)
+        assert image.mode == "L"
+        assert np.array(image).tolist() == [[0, 64], [128, 255]]
+
+    def test_odd_values(self):
+        assert np.array(Samples(torch.full((1, 2, 2), 7.0)).preview(0)).tolist() == [[0, 0], [0, 0]]
+        odd = torch.tensor([[[0.0, float("nan")], [float("inf"), 2.0]]])
+        assert np.array(Samples(odd).preview(0)).tolist() == [[0, 0], [255, 255]]
+        assert Samples(odd * float("nan")).preview(0).size == (2, 2)
+        assert np.array(Samples(torch.eye(2).bool()[None]).preview(0)).tolist() == [[255, 0], [0, 255]]
+
+    def test_of_a_dataset(self):
+        assert Samples(pairs()).preview(3).size == (3, 2)
+
+    @pytest.mark.parametrize(
+        "data",
+        [torch.zeros(2, 5), torch.zeros(2, 4, 3, 3), torch.zeros(2), {"x": X}, (X,), torch.zeros(2, 0, 3)],
+    )
+    def test_nothing_to_show(self, data: Any):
+        assert Samples(data).preview(0) is None
+
+    def test_of_the_user(self):
+        assert Samples(X, preview=lambda position: f"sample {position}").preview(3) == "sample 3"
+        with pytest.raises(UnknownNameError, match=r"no sample at position 11"):
+            Samples(X, preview=str).preview(11)
+
+
+def test_wrap():
+    samples = Samples(X)
+    assert Samples.wrap(samples) is samples
+    assert len(Samples.wrap(pairs())) == N
