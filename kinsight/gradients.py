@@ -230,9 +230,8 @@ class Factored(Gradients):
 
     def gram(self, other: Gradients, form: Form) -> Tensor:
         if isinstance(other, Factored) and other.gradient_first == self.gradient_first:
-            return _position_gram(
-                self.inputs.permute(2, 0, 1, 3), other.inputs.permute(2, 0, 1, 3), self, other, form
-            )
+            inputs = (self.inputs.permute(2, 0, 1, 3), other.inputs.permute(2, 0, 1, 3))
+            return _position_gram(inputs, (self.output_gradients, other.output_gradients), form)
         if isinstance(other, LookedUp) and self.gradient_first:
             return _crossed_gram(self, other, form)
         if isinstance(other, Summed):
@@ -336,14 +335,11 @@ class LookedUp(Gradients):
 
     def gram(self, other: Gradients, form: Form) -> Tensor:
         if isinstance(other, LookedUp):
-            x, y = self._as_factored(self.tokens), other._as_factored(other.tokens)
-            return _position_gram(self.tokens, other.tokens, x, y, form)
+            gradients = (self.output_gradients.unsqueeze(3), other.output_gradients.unsqueeze(3))
+            return _position_gram((self.tokens, other.tokens), gradients, form)
         if isinstance(other, Summed) or (isinstance(other, Factored) and other.gradient_first):
             return _swap(other.gram(self, form), form)
         return Built(self.build()).gram(other, form)
-
-    def _as_factored(self, tokens: Tensor) -> Factored:
-        return Factored(tokens[:, :, None, None], self.output_gradients[:, :, :, None], self.shape, False)
 
     def self_blocks(self) -> Tensor:
         blocks = []
@@ -487,13 +483,20 @@ def is_built_cheaper(*, t: int, g: int, i: int, o: int, c: int, input_cost: int 
     return t > 1 and c * g * i * o < factored
 
 
-def _position_gram(inputs_x: Tensor, inputs_y: Tensor, x: Factored, y: Factored, form: Form) -> Tensor:
-    """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors. Inputs are [g n t i], or tokens [n t]."""
-    gradients_x, gradients_y = (z.output_gradients.permute(3, 0, 2, 1, 4) for z in (x, y))  # [g n t c o]
+def _position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], form: Form) -> Tensor:
+    """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors.
+
+    Args:
+        inputs: of both batches, [g n t i], or tokens [n t].
+        gradients: of both batches, [n c t g o].
+        form: what is kept of each pair's block.
+    """
+    inputs_x, inputs_y = inputs
+    gradients_x, gradients_y = (each.permute(3, 0, 2, 1, 4) for each in gradients)  # [g n t c o]
     g, _, t, c, o = gradients_x.shape
     m, s, d = gradients_y.shape[1:4]
     blocks = []
-    for rows in _chunks(x.n, 4 * g * m * t * s * (2 if form == "trace" else 1 + c * (d if form == "blocks" else 1))):
+    for rows in _chunks(gradients_x.shape[1], 4 * g * m * t * s * (2 if form == "trace" else 1 + c * (d if form == "blocks" else 1))):
         if inputs_x.dim() == 2:
             products = _same_token(inputs_x[rows, :, None, None], inputs_y).to(gradients_x.dtype)[None]
         else:

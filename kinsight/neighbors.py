@@ -84,7 +84,7 @@ def neighbors(
     pairs = kernel.similarity_blocks(rows, None if rows is columns else columns, normalization)
     with progress_bar("neighbors", len(rows) * len(columns), is_shown=progress) as advance:
         for r, c, block in pairs:
-            values = block.cpu()
+            values = block.cpu().clamp(-1, 1)  # what rounding put above 1 is a tie
             found = torch.arange(c.start, c.stop)
             values = values.masked_fill(values.isnan() | (found == same[r, None]), -torch.inf)
             best[r], places[r] = _merge(best[r], places[r], values, found.expand_as(values), k)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
 from kinsight.samples import Batch, Samples
 
 
+@runtime_checkable
 class Sized(Protocol):
     """Something that knows the memory it holds."""
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import tests.typechecker
+
 # Before anything imports kinsight: from here on every annotated shape and type is checked on every call.
-jaxtyping.install_import_hook("kinsight", "beartype.beartype")
+jaxtyping.install_import_hook("kinsight", "tests.typechecker.checked")
 
 # The same examples on every run, and no time limit: a slow machine is not a failing test.
 hypothesis.settings.register_profile("kinsight", deadline=None, derandomize=True, print_blob=True)
@@ -65,3 +67,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if n_left_out := config.stash.get(N_GPU_TESTS_LEFT_OUT, 0):
         terminalreporter.write_line(f"{n_left_out} gpu tests not run: no CUDA device")
+
+
+@pytest.fixture
+def without_type_checks() -> Iterator[None]:
+    """For tests of what a user without a type checker reads when an argument is of the wrong kind."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)

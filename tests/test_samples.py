@@ -161,6 +161,7 @@ class TestEverySource:
         assert named.ids == tuple("abcdefghijk")
         assert named.take([3, 1]).ids == ("d", "b")
         assert [batch.ids for batch in named.batches(6)] == [tuple("abcdef"), tuple("ghijk")]
+        assert named.first(3).ids == ("a", "b", "c")
 
 
 @given(st.lists(st.integers(0, N - 1), max_size=30), st.integers(1, 15))
@@ -294,6 +295,15 @@ class TestBatch:
     def test_a_mask_of_the_wrong_length(self):
         with pytest.raises(ShapeError, match=r"3 mask for 11 samples"):
             Batch(X)[torch.ones(3, dtype=torch.bool)]
+
+    def test_batches(self):
+        batch = Batch(X, targets=Y)
+        assert [part.ids for part in batch.batches(4)] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)]
+        assert [len(part) for part in batch.batches()] == [N]
+        assert next(batch.batches(4)).inputs.data_ptr() == X.data_ptr()
+        assert list(batch[:0].batches()) == []
+        with pytest.raises(InputError, match=r"batch_size=0 is not a number of samples"):
+            batch.batches(0)
 
     def test_to(self):
         batch = Batch((X, "constant", torch.tensor(1.0)), targets=Y).to("meta")

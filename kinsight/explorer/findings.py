@@ -1,0 +1,278 @@
+"""What a report says: neighbors, counts and suspected labels of one network and one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinsight.batches import Id, as_targets, check_length
+from kinsight.density import Counts, soft_count
+from kinsight.errors import InputError, TargetError
+from kinsight.explorer.portraits import Painter, Portrait
+from kinsight.kernel import GradientKernel, Normalization
+from kinsight.labels import LabelSuspects, label_suspects
+from kinsight.neighbors import Neighbors, neighbors
+from kinsight.samples import Samples
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was looked at, and through which eyes.
+
+    Args:
+        model_name: class of the model.
+        n_samples: of the data.
+        sizes: number of entries of every parameter that is differentiated, by name.
+        routes: how the gradient of each was computed, by name.
+        output: name of the output function.
+        normalization: which similarity.
+        is_classification: whether targets are classes.
+        agreement: share of the samples whose class the network predicts; nan where that cannot be told.
+    """
+
+    model_name: str
+    n_samples: int
+    sizes: Mapping[str, int]
+    routes: Mapping[str, str]
+    output: str
+    normalization: Normalization
+    is_classification: bool
+    agreement: float
+
+    @property
+    def n_parameters(self) -> int:
+        """Entries of all parameters that are differentiated."""
+        return sum(self.sizes.values())
+
+
+@dataclass(frozen=True)
+class TruthCheck:
+    """How the suspects compare with labels that are known to be right.
+
+    Args:
+        n_wrong: targets of the data that differ from the truth.
+        n_shown: suspects shown.
+        n_found: suspects shown whose target is one of the wrong ones.
+        auroc: probability that a wrong target has a higher score than a right one; nan where there are not both.
+    """
+
+    n_wrong: int
+    n_shown: int
+    n_found: int
+    auroc: float
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that a report says; `render` turns it into a page.
+
+    Args:
+        title: of the page.
+        subject: what was looked at.
+        queries: the samples whose neighbors were asked for.
+        neighbors: theirs; None where no query was asked for.
+        counts: the soft count of every sample.
+        lonely: positions of the loneliest samples, the loneliest first.
+        crowded: positions of the most crowded, the most crowded first.
+        suspects: the targets that the neighborhood contradicts; None where they were not or could not be looked for.
+        no_suspects: why not.
+        check: the suspects against the truth, where it was passed.
+        portraits: what is shown of samples of the data, by position.
+    """
+
+    title: str
+    subject: Subject
+    queries: tuple[Portrait, ...]
+    neighbors: Neighbors | None
+    counts: Counts
+    lonely: tuple[int, ...]
+    crowded: tuple[int, ...]
+    suspects: LabelSuspects | None
+    no_suspects: str
+    check: TruthCheck | None
+    portraits: Mapping[int, Portrait]
+
+    @property
+    def undefined_ids(self) -> tuple[Id, ...]:
+        """Ids of the samples whose gradient is zero, so that their similarity is undefined."""
+        flags = self.counts.values.isnan().tolist()
+        return tuple(id_ for id_, is_undefined in zip(self.counts.ids, flags, strict=True) if is_undefined)
+
+
+def examine(
+    kernel: GradientKernel,
+    data: Any,
+    *,
+    queries: Any = None,
+    n_queries: int = 8,
+    n_neighbors: int = 8,
+    n_lonely: int = 12,
+    n_crowded: int = 12,
+    n_suspects: int = 24,
+    normalization: Normalization = "flat",
+    truth: Any = None,
+    title: str = "",
+    progress: bool = False,
+) -> Findings:
+    """Neighbors, counts and suspected labels of a data set, with what there is to show of the samples in them.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        data: whatever `Samples` takes.
+        queries: samples whose neighbors are shown; some of the data, spread over its targets, where left out. A query
+            that is in the data, by id, is not its own neighbor.
+        n_queries: the first so many of them; 0 leaves neighbors out.
+        n_neighbors: shown for each query.
+        n_lonely: samples with the lowest soft counts that are shown.
+        n_crowded: samples with the highest.
+        n_suspects: suspected labels that are shown; 0 leaves them out.
+        normalization: which similarity, in all of it.
+        truth: targets known to be right, [n], to compare the suspects with.
+        title: of the page; made of the model's name where left out.
+        progress: whether to show progress bars.
+
+    Raises:
+        InputError: a number of samples to show is negative.
+    """
+    _check_counts(n_queries=n_queries, n_lonely=n_lonely, n_crowded=n_crowded, n_suspects=n_suspects)
+    samples = Samples.wrap(data)
+    right = _as_truth(truth, samples)
+    asked = _queries(samples, queries, n_queries)
+    found = None
+    if asked is not None:
+        found = neighbors(kernel, asked, samples, n_neighbors, normalization=normalization, progress=progress)
+    counts = soft_count(kernel, samples, normalization=normalization, progress=progress)
+    suspects, reason = _suspects(kernel, samples, n_suspects, normalization, progress=progress)
+    order = counts.order().tolist()
+    lonely, crowded = tuple(order[:n_lonely]), tuple(order[::-1][:n_crowded])
+    painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
+    return Findings(
+        title or f"What {type(kernel.model).__name__} finds alike",
+        _subject(kernel, painter, normalization),
+        () if asked is None else _portraits_of(asked, painter),
+        found,
+        counts,
+        lonely,
+        crowded,
+        suspects,
+        reason,
+        None if right is None or suspects is None else _checked(suspects, samples, right),
+        painter.portraits(sorted({*lonely, *crowded, *_places(found), *_places(suspects)})),
+    )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 0:
+            raise InputError(f"{name} is {count}: it is a number of samples to show, 0 for none.")
+
+
+def _queries(samples: Samples, queries: Any, n_queries: int) -> Samples | None:
+    """The samples whose neighbors are shown: the first of those given, or some of the data, spread over its targets."""
+    if not n_queries:
+        return None
+    if queries is not None:
+        return Samples.wrap(queries).first(n_queries)
+    n, targets = len(samples), samples.targets
+    is_sortable = targets is not None and targets.dim() == 1
+    order = targets.argsort(stable=True).tolist() if targets is not None and is_sortable else list(range(n))
+    k = min(n_queries, n)
+    positions = [order[(2 * i + 1) * n // (2 * k)] for i in range(k)]
+    return Samples(samples.take(positions), preview=lambda place: samples.preview(positions[place]))
+
+
+def _suspects(
+    kernel: GradientKernel, samples: Samples, n_suspects: int, normalization: Normalization, *, progress: bool
+) -> tuple[LabelSuspects | None, str]:
+    """The suspects, or why there are none."""
+    if not n_suspects:
+        return None, "Suspected labels were not asked for."
+    if samples.targets is None:
+        return None, "The data has no labels, so there is nothing to contradict."
+    try:
+        found = label_suspects(
+            kernel, samples, n_suspects=n_suspects, normalization=normalization, progress=progress
+        )
+    except TargetError as error:
+        return None, f"The labels of this data cannot be judged. {error}"
+    return found, ""
+
+
+def _is_classification(samples: Samples) -> bool:
+    targets = samples.targets
+    return targets is not None and targets.dim() == 1 and not targets.is_floating_point()
+
+
+def _subject(kernel: GradientKernel, painter: Painter, normalization: Normalization) -> Subject:
+    return Subject(
+        model_name=type(kernel.model).__name__,
+        n_samples=len(painter.samples),
+        sizes={name: parameter.numel() for name, parameter in kernel.parameters.items()},
+        routes={name: kernel.routes.get(name, "unused") for name in kernel.parameters},
+        output=kernel.output.name,
+        normalization=normalization,
+        is_classification=painter.is_classification,
+        agreement=painter.agreement(),
+    )
+
+
+def _portraits_of(asked: Samples, painter: Painter) -> tuple[Portrait, ...]:
+    own = Painter(painter.kernel, asked, painter.is_classification, asked.class_names or painter.class_names)
+    return tuple(own.portraits(range(len(asked))).values())
+
+
+def _places(result: Neighbors | LabelSuspects | None) -> Iterator[int]:
+    """Positions in the data of all samples in a result."""
+    if result is not None:
+        tensors = [result.positions]
+        if isinstance(result, LabelSuspects):
+            tensors.append(result.supporter_positions)
+        yield from (place for tensor in tensors for place in tensor.flatten().tolist() if place >= 0)
+
+
+def n_contradicted(suspects: LabelSuspects) -> int:
+    """How many samples `label_suspects` finds above its default threshold when it is not limited to some."""
+    least = 0.5 if suspects.task == "classification" else 3.0
+    return int((suspects.all_scores > least).sum())
+
+
+def _as_truth(truth: Any, samples: Samples) -> Tensor | None:
+    right = as_targets(truth)
+    if right is None:
+        return None
+    check_length("labels in truth=", len(right), len(samples))
+    if samples.targets is None or samples.targets.shape != right.shape:
+        shape = "missing" if samples.targets is None else str(list(samples.targets.shape))
+        raise TargetError(f"truth= is {list(right.shape)} and the data's targets are {shape}: they cannot be compared.")
+    return right
+
+
+def _checked(suspects: LabelSuspects, samples: Samples, right: Tensor) -> TruthCheck:
+    assert samples.targets is not None
+    is_wrong = (samples.targets != right).reshape(len(right), -1).any(dim=1)
+    is_scored = ~suspects.all_scores.isnan()
+    return TruthCheck(
+        n_wrong=int(is_wrong.sum()),
+        n_shown=len(suspects),
+        n_found=int(is_wrong[suspects.positions].sum()),
+        auroc=auroc(suspects.all_scores[is_scored], is_wrong[is_scored]),
+    )
+
+
+def auroc(scores: Tensor, is_positive: Tensor) -> float:
+    """Probability that a positive scores higher than a negative, a tie counting half; nan where there are not both.
+
+    Example:
+        >>> auroc(torch.tensor([0.9, 0.8, 0.3, 0.3]), torch.tensor([True, False, True, False]))
+        0.625
+    """
+    positive, negative = scores[is_positive], scores[~is_positive].sort().values
+    if not len(positive) or not len(negative):
+        return float("nan")
+    below = torch.searchsorted(negative, positive).double()
+    up_to = torch.searchsorted(negative, positive, right=True).double()
+    return float((below + up_to).mean() / (2 * len(negative)))

@@ -1,0 +1,293 @@
+"""Neighbors, counts and label suspects, on the zoo and on real digits, against plain loops over a whole Gram block."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kinsight
+from kinsight.density import Counts
+from kinsight.errors import InputError, TargetError, UnknownNameError, ZeroGradientWarning
+from kinsight.kernel import GradientKernel
+from kinsight.samples import Batch, Samples
+from tests.test_engine import EXACT, MODELS, error
+from tests.zoo import ZOO, Case
+
+LINEAR = 1e-5
+"""What is asked of linear-time counts in float32. In float64 they are exact to rounding."""
+
+
+def block(kernel: GradientKernel, normalization: str, x: Any, y: Any) -> Tensor:
+    return kernel.similarity(x, y) if normalization == "whitened" else kernel.flat_similarity(x, y)
+
+
+@pytest.mark.parametrize("route", ["auto", "captures"])
+@pytest.mark.parametrize("normalization", ["whitened", "flat"])
+@pytest.mark.parametrize("case", MODELS)
+def test_soft_counts_are_row_sums(case: Case, normalization: str, route: str) -> None:
+    x, y = Samples(case.batch(9)), Samples(case.batch(4, seed=3), ids=list("abcd"))
+    kernel = GradientKernel(case.model(), case.outputs[0], batch_size=4)
+    whole = block(kernel, normalization, x.take(range(9)), x.take(range(9)))
+    own = kinsight.soft_count(kernel, x, normalization=normalization, route=route)
+    assert error(own.values, whole.sum(dim=1)) < EXACT
+    assert own.route == "captures" or route == "auto"
+    others = kinsight.soft_count(kernel, x, y, normalization=normalization, route=route)
+    assert others.ids == tuple("abcd")
+    assert error(others.values, block(kernel, normalization, y.take(range(4)), x.take(range(9))).sum(dim=1)) < EXACT
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "transformer"])
+def test_soft_counts_in_float32(name: str) -> None:
+    case = next(case for case in ZOO if case.name == name)
+    x = case.batch(20, torch.float32)
+    kernel = GradientKernel(case.model(torch.float32), batch_size=8)
+    for normalization in ("whitened", "flat"):
+        found = kinsight.soft_count(kernel, x, normalization=normalization)
+        assert error(found.values, block(kernel, normalization, x, x).sum(dim=1)) < LINEAR
+
+
+def test_forward_mode_is_taken_where_it_exists_and_agrees() -> None:
+    routes = {
+        case.name: kinsight.soft_count(GradientKernel(case.model(), case.outputs[0]), case.batch(4)).route for case in ZOO
+    }
+    assert routes["mlp"] == routes["transformer"] == routes["lstm"] == "forward mode"
+    assert routes["tied language model"] == routes["parametrized"] == "captures"
+
+
+class AlteredGradient(torch.autograd.Function):
+    """Backward differs from forward: a gradient reversal, as in domain adaptation."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.clone()
+
+
+class Reversed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(AlteredGradient.apply(torch.tanh(self.body(x))))[:, 0]
+
+
+def test_forward_mode_that_disagrees_is_not_used() -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    kernel = GradientKernel(Reversed().double())
+    found = kinsight.soft_count(kernel, x)
+    assert error(found.values, kernel.similarity(x).sum(dim=1)) < EXACT
+
+
+@pytest.mark.parametrize("size", [2, 5, 50])
+def test_hard_and_power_counts(size: int) -> None:
+    case = ZOO[0]
+    x = case.batch(11)
+    kernel = GradientKernel(case.model(), batch_size=size)
+    whole = kernel.similarity(x)
+    whole.fill_diagonal_(1.0)
+    hard = kinsight.hard_count(kernel, x, thresholds=[0.1, 0.3, 0.999])
+    assert torch.equal(hard.values, torch.stack([(whole > tau).sum(dim=1) for tau in (0.1, 0.3, 0.999)], dim=1).double())
+    assert torch.equal(kinsight.hard_count(kernel, x, thresholds=0.3).values, hard.values[:, 1])
+    power = kinsight.power_count(kernel, x, power=3)
+    assert error(power.values, whole.clamp(min=0).pow(3).sum(dim=1)) < EXACT
+    integral = kinsight.hard_count(kernel, x, thresholds=torch.linspace(0, 1, 2001)[:-1].add(0.00025).tolist())
+    first = kinsight.power_count(kernel, x, power=1.0)
+    assert float((integral.values.mean(dim=1) - first.values).abs().max()) < 11 / 2000
+
+
+@pytest.mark.parametrize("count", [kinsight.soft_count, kinsight.hard_count, kinsight.power_count])
+def test_a_sample_counts_itself_unless_told_otherwise(count: Callable[..., Counts]) -> None:
+    case = ZOO[0]
+    x = case.batch(8)
+    kernel = GradientKernel(case.model(), batch_size=3)
+    with_self, without = count(kernel, x), count(kernel, x, include_self=False)
+    assert torch.allclose(with_self.values - without.values, torch.ones(8, dtype=torch.float64))
+    strangers = Samples(x[:3], ids=["a", "b", "c"])
+    known = Samples(x[:3], ids=[0, 1, 2])
+    assert torch.allclose(count(kernel, x, strangers, include_self=False).values, with_self.values[:3])
+    assert torch.allclose(count(kernel, x, known, include_self=False).values, without.values[:3])
+
+
+@pytest.mark.parametrize("normalization", ["whitened", "flat"])
+def test_neighbors_are_the_largest_similarities(normalization: str) -> None:
+    case = ZOO[0]
+    x, y = case.batch(13), case.batch(4, seed=3)
+    for size in (3, 100):
+        kernel = GradientKernel(case.model(), batch_size=size)
+        found = kinsight.neighbors(kernel, Samples(y, ids=list("abcd")), x, 5, normalization=normalization)
+        best = block(kernel, normalization, y, x).sort(dim=1, descending=True)
+        assert torch.equal(found.positions, best.indices[:, :5])
+        assert error(found.similarities, best.values[:, :5]) < EXACT
+        assert found.ids == tuple(tuple(row) for row in best.indices[:, :5].tolist())
+        own = kinsight.neighbors(kernel, x, x, 5, normalization=normalization)
+        masked = block(kernel, normalization, x, x).fill_diagonal_(-2).sort(dim=1, descending=True)
+        assert torch.equal(own.positions, masked.indices[:, :5])
+    rows = list(found.rows())
+    assert len(rows) == 20
+    assert rows[6]["query"] == "b"
+    assert rows[6]["rank"] == 2
+
+
+def test_equal_similarities_come_in_the_order_of_the_data() -> None:
+    x = torch.randn(1, 5, dtype=torch.float64).expand(9, 5)
+    for size in (2, 4, 100):
+        kernel = GradientKernel(ZOO[0].model(), "one_vs_rest", batch_size=size)
+        found = kinsight.neighbors(kernel, x, x, 4)
+        expected = [[j for j in range(9) if j != i][:4] for i in range(9)]
+        spread = float(found.similarities.max() - found.similarities.min())
+        assert spread < 1e-12
+        if spread == 0:
+            assert found.positions.tolist() == expected
+
+
+def test_more_neighbors_than_samples() -> None:
+    case = ZOO[0]
+    found = kinsight.neighbors(GradientKernel(case.model()), case.batch(3), case.batch(3), 10)
+    assert [len(row) for row in found.ids] == [2, 2, 2]
+    assert found.positions.shape == (3, 3)
+    assert found.positions[:, 2].tolist() == [-1, -1, -1]
+    assert bool(found.similarities[:, 2].isnan().all())
+    with pytest.raises(InputError, match="n_neighbors is 0"):
+        kinsight.neighbors(GradientKernel(case.model()), case.batch(3), case.batch(3), 0)
+
+
+# ----------------------------------------------------------------------------------- zero gradients
+
+
+class Dead(nn.Module):
+    """Samples of all zeros reach no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Linear(3, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight(x)
+
+
+def test_zero_gradients_are_named_and_left_out() -> None:
+    x = torch.randn(6, 3, dtype=torch.float64)
+    x[[1, 4]] = 0
+    samples = Samples(x, torch.tensor([0, 0, 1, 1, 0, 1]), ids=list("abcdef"))
+    kernel = GradientKernel(Dead().double(), batch_size=2)
+    with pytest.warns(ZeroGradientWarning, match=r"gradient of 2 samples is zero: \['b', 'e'\]"):
+        similarity = kernel.similarity(Batch(x, tuple("abcdef")))
+    assert similarity.isnan().sum() == 20
+    with pytest.warns(ZeroGradientWarning):
+        influence = kernel.influence(Batch(x, tuple("abcdef")))
+    assert bool(influence[1].isnan().all())
+    assert not bool(influence[0].isnan().any())
+    alive = [0, 2, 3, 5]
+    for count in (kinsight.soft_count, kinsight.hard_count, kinsight.power_count):
+        with pytest.warns(ZeroGradientWarning, match=r"\['b', 'e'\]"):
+            found = count(kernel, samples)
+        assert found.values[[1, 4]].isnan().all()
+        expected = count(kernel, Samples(x[alive]))
+        assert error(found.values[alive], expected.values) < EXACT
+        assert set(found.order().tolist()) == set(alive)
+    with pytest.warns(ZeroGradientWarning):
+        found = kinsight.neighbors(kernel, samples, samples, 5)
+    assert all(not {"b", "e"} & set(row) for row in found.ids)
+    assert found.ids[1] == ()
+    with pytest.warns(ZeroGradientWarning):
+        suspects = kinsight.label_suspects(kernel, samples)
+    assert suspects.all_scores[[1, 4]].isnan().all()
+
+
+def test_a_whole_batch_of_zero_gradients_spoils_nothing() -> None:
+    x = torch.randn(6, 3, dtype=torch.float64)
+    x[2:4] = 0
+    kernel = GradientKernel(Dead().double(), batch_size=2)
+    alive = [0, 1, 4, 5]
+    with pytest.warns(ZeroGradientWarning):
+        found = kinsight.power_count(kernel, x, power=2)
+    assert error(found.values[alive], kinsight.power_count(kernel, x[alive], power=2).values) < EXACT
+
+
+# ----------------------------------------------------------------------------------- label suspects
+
+
+def brute_force_scores(similarity: Tensor, labels: Tensor, power: float) -> tuple[Tensor, Tensor]:
+    weights = similarity.clamp(min=0).fill_diagonal_(0) ** power
+    votes = torch.stack([(weights * (labels == label)).sum(dim=1) for label in range(int(labels.max()) + 1)], dim=1)
+    return 1 - votes.gather(1, labels[:, None])[:, 0] / weights.sum(dim=1), votes.argmax(dim=1)
+
+
+@pytest.mark.parametrize("size", [4, 100])
+def test_label_suspects_of_a_classifier(size: int) -> None:
+    case = ZOO[0]
+    x, labels = case.batch(30), torch.randint(0, 3, (30,))
+    kernel = GradientKernel(case.model(), batch_size=size)
+    found = kinsight.label_suspects(kernel, Samples(x, labels, ids=[f"s{i}" for i in range(30)]), power=4, n_supporters=3)
+    scores, suggested = brute_force_scores(kernel.flat_similarity(x), labels, 4)
+    assert error(found.all_scores, scores) < EXACT
+    assert len(found) == int((scores > 0.5).sum()) > 3
+    assert torch.equal(found.positions, scores.argsort(descending=True)[: len(found)])
+    assert torch.equal(found.suggested, suggested[found.positions])
+    assert torch.equal(found.given, labels[found.positions])
+    similarity = kernel.flat_similarity(x).fill_diagonal_(-2)
+    for row, suspect in enumerate(found.positions.tolist()):
+        allowed = (labels == found.suggested[row]).nonzero().flatten()
+        best = allowed[similarity[suspect, allowed].argsort(descending=True)][:3]
+        assert found.supporter_positions[row].tolist()[: len(best)] == best.tolist()
+        assert found.supporter_ids[row] == tuple(f"s{i}" for i in best.tolist())
+    record = next(found.rows())
+    assert record["id"] == found.ids[0]
+    assert record["suggested"] == int(found.suggested[0])
+    assert len(kinsight.label_suspects(kernel, Samples(x, labels), n_suspects=2)) == 2
+
+
+def test_label_suspects_of_a_regression() -> None:
+    x = torch.randn(60, 5, dtype=torch.float64)
+    y = x[:, 0].tanh()
+    y[7] += 9
+    kernel = GradientKernel(ZOO[1].model(), batch_size=16)
+    found = kinsight.label_suspects(kernel, Samples(x, y), power=4)
+    assert found.task == "regression"
+    assert found.ids[0] == 7
+    weights = kernel.flat_similarity(x).clamp(min=0).fill_diagonal_(0) ** 4
+    mean = (weights @ y) / weights.sum(dim=1)
+    assert error(found.suggested, mean[found.positions]) < EXACT
+    distance = (y - mean).abs()
+    assert error(found.all_scores, distance / (1.4826 * distance.median())) < EXACT
+
+
+def test_label_suspects_say_what_is_missing() -> None:
+    kernel = GradientKernel(ZOO[0].model())
+    x = ZOO[0].batch(4)
+    with pytest.raises(TargetError, match="has no targets"):
+        kinsight.label_suspects(kernel, x)
+    with pytest.raises(TargetError, match=r"needs integer targets \[n\]; these are float32 \[4\]"):
+        kinsight.label_suspects(kernel, Samples(x, torch.zeros(4)), task="classification")
+    with pytest.raises(TargetError, match="smallest target is -1"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
+    with pytest.raises(InputError, match="power is 0"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), power=0)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_unknown_options_are_named() -> None:
+    kernel = GradientKernel(ZOO[0].model())
+    samples = Samples(ZOO[0].batch(4), torch.tensor([0, 0, 1, 1]))
+    with pytest.raises(UnknownNameError, match="'clustering' is unknown"):
+        kinsight.label_suspects(kernel, samples, task="clustering")
+    with pytest.raises(UnknownNameError, match="'sideways' is unknown"):
+        kinsight.soft_count(kernel, samples, route="sideways")
+    with pytest.raises(UnknownNameError, match="normalization 'round' is unknown"):
+        kinsight.soft_count(kernel, samples, normalization="round")
