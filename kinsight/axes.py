@@ -1,8 +1,8 @@
 """Axis letters, and the array types built from them.
 
-    n, m   samples            c, d   outputs           p   parameters
-    t, s   positions a layer is applied at             g   groups of a convolution
-    i, o   features in, out   k      directions, neighbors, probes
+n, m   samples            c, d   outputs           p   parameters
+t, s   positions a layer is applied at             g   groups of a convolution
+i, o   features in, out   k      directions, neighbors, probes
 """
 
 from jaxtyping import Bool, Float, Int

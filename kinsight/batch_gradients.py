@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
-from kinsight.gradients import Form, Gradients
+from kinsight.contractions import Form
+from kinsight.gradients import Gradients
 from kinsight.samples import Id
 from kinsight.sketch import Projection
 
@@ -71,9 +72,7 @@ class BatchGradients:
 
     def mix(self, mixing: Mixing) -> BatchGradients:
         """The gradients of a linear map [n a c] of each sample's outputs."""
-        mixed = {
-            name: gradients.mix(mixing.to(gradients.dtype)) for name, gradients in self.by_parameter.items()
-        }
+        mixed = {name: gradients.mix(mixing.to(gradients.dtype)) for name, gradients in self.by_parameter.items()}
         return replace(self, by_parameter=mixed)
 
     def compact(self) -> BatchGradients:

@@ -179,8 +179,7 @@ def leaves(inputs: Any, name: str = "inputs") -> Iterator[tuple[str, Any]]:
     elif isinstance(inputs, (tuple, list)):
         if isinstance(inputs, list) and inputs and all(isinstance(value, str) for value in inputs):
             raise SampleTypeError(
-                f"{name} is a list of {len(inputs)} texts, which cannot be cut into samples. Tokenize them "
-                "first."
+                f"{name} is a list of {len(inputs)} texts, which cannot be cut into samples. Tokenize them first."
             )
         for i, value in enumerate(inputs):
             yield from leaves(value, f"{name}[{i}]")

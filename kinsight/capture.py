@@ -39,9 +39,10 @@ class Layout:
         """
         axis = self.axis + lead
         size = tensor.shape[axis] // self.n
+        shape = tensor.shape
         if self.is_major:
-            return tensor.unflatten(axis, (self.n, size)).movedim(axis, 0)
-        return tensor.unflatten(axis, (size, self.n)).movedim(axis + 1, 0)
+            return tensor.reshape(*shape[:axis], self.n, size, *shape[axis + 1 :]).movedim(axis, 0)
+        return tensor.reshape(*shape[:axis], size, self.n, *shape[axis + 1 :]).movedim(axis + 1, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,8 +226,8 @@ def never_alone(model: nn.Module, batch: Batch) -> Batch:
     """A batch of one sample as two copies of it where the model normalizes by batch statistics; else the batch.
 
     For a batch of one, torch (2.13, CPU) takes a wrong memory layout in the backward pass of batch normalization in
-    eval mode when positions follow as a sequence (`flatten(2).transpose(1, 2)`): finite differences contradict it by 100 %.
-    With two samples the layout is unambiguous.
+    eval mode when positions follow as a sequence (`flatten(2).transpose(1, 2)`): finite differences contradict it by
+    100 %. With two samples the layout is unambiguous.
     """
     if len(batch) == 1 and any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules()):
         return batch[[0, 0]]
@@ -280,15 +281,12 @@ def gradients_at(
     return [None if gradient is None else widen(gradient) for gradient in found]
 
 
-def output_gradients(
-    outputs: Tensor, nodes: Sequence[Node], *, is_differentiable: bool = False
-) -> dict[Node, Tensor]:
+def output_gradients(outputs: Tensor, nodes: Sequence[Node], *, is_differentiable: bool = False) -> dict[Node, Tensor]:
     """Gradients of each of c outputs at the output of each node, [c ...], one backward pass an output."""
     c = outputs.shape[1]
     unit = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
     found = [
-        gradients_at(outputs, nodes, unit[a].expand_as(outputs), is_differentiable=is_differentiable)
-        for a in range(c)
+        gradients_at(outputs, nodes, unit[a].expand_as(outputs), is_differentiable=is_differentiable) for a in range(c)
     ]
     stacked: dict[Node, Tensor] = {}
     for place, node in enumerate(nodes):

@@ -36,9 +36,7 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = Fal
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise CheckpointError(
-            f"There is no checkpoint {str(file.absolute())!r}; a file of weights was looked for."
-        )
+        raise CheckpointError(f"There is no checkpoint {str(file.absolute())!r}; a file of weights was looked for.")
     weights = _fitting_names(_state_dict(_read(file, allow_pickle), file), model)
     try:
         model.load_state_dict(weights)
@@ -102,9 +100,7 @@ def _fitting_names(weights: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     own = list(model.state_dict())
     while True:
         for prefix in PREFIXES:
-            if all(name.startswith(prefix) for name in weights) and not all(
-                n.startswith(prefix) for n in own
-            ):
+            if all(name.startswith(prefix) for name in weights) and not all(n.startswith(prefix) for n in own):
                 weights = {name[len(prefix) :]: value for name, value in weights.items()}
                 break
         else:

@@ -19,9 +19,7 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2, to
 """Largest difference allowed, in units of the sum were nothing to cancel. Honest errors: 1e-15, 1e-7, 1e-2, 1e-3."""
 
 
-def unexplained(
-    outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Mapping[str, Tensor]
-) -> dict[str, float]:
+def unexplained(outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Mapping[str, Tensor]) -> dict[str, float]:
     """Parameters whose captured gradients contradict an ordinary backward pass, with the relative difference.
 
     The weights are w_n = r_n / |g_n| with r distinct, spaced and of random sign: signs alone would miss half of

@@ -74,9 +74,9 @@ def soft_count(
 ) -> Counts:
     """The soft count N_S(x) = sum_j k(x, x_j), in time linear in the number of samples.
 
-    N_S(x) = u(x) . S with u the unit gradient and S = sum_j u(x_j): one pass adds up S, one reads it. For c outputs there
-    are c directions, S_a = sum_j (whitened gradient a of x_j), and N_S = sum_a u_a(x) . S_a. No per-sample gradient
-    is kept; S is accumulated in float64.
+    N_S(x) = u(x) . S with u the unit gradient and S = sum_j u(x_j): one pass adds up S, one reads it. For c outputs
+    there are c directions, S_a = sum_j (whitened gradient a of x_j), and N_S = sum_a u_a(x) . S_a. No per-sample
+    gradient is kept; S is accumulated in float64.
 
     Args:
         kernel: the gradient kernel of the network.
@@ -96,7 +96,9 @@ def soft_count(
     if route not in ("auto", "forward", "captures"):
         raise UnknownNameError(f"route {route!r} is unknown: use 'auto', 'forward' or 'captures'.")
     if route == "forward" and targets is not samples:
-        raise InputError("route='forward' reads the data's own samples only: their norms are known from the first pass.")
+        raise InputError(
+            "route='forward' reads the data's own samples only: their norms are known from the first pass."
+        )
     size = kernel.block_size(samples)
     total: dict[str, Tensor] = {}
     mixings: list[Tensor] = []
@@ -149,11 +151,11 @@ def _read(
     return torch.cat(values), "forward mode" if by_forward else "captures"
 
 
-def _agrees(
-    truth: Tensor, kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor
-) -> bool:
-    """Whether forward mode exists for this model and gives what the captures gave: not so for gradients that are
-    altered on their way back (hooks, custom backward functions)."""
+def _agrees(truth: Tensor, kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor) -> bool:
+    """Whether forward mode exists for this model and gives what the captures gave.
+
+    Not so for gradients that are altered on their way back: by hooks, by custom backward functions.
+    """
     try:
         found = _read_forward(kernel, batch, total, mixing).cpu()
     except (NotImplementedError, RuntimeError):
@@ -248,7 +250,9 @@ def power_count(
     def powers(similarities: Tensor) -> Tensor:
         return similarities.clamp(min=0).pow(power).sum(dim=1, keepdim=True)
 
-    return _column(_blockwise(kernel, data, queries, powers, normalization, include_self=include_self, progress=progress))
+    return _column(
+        _blockwise(kernel, data, queries, powers, normalization, include_self=include_self, progress=progress)
+    )
 
 
 def _blockwise(

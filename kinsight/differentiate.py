@@ -1,7 +1,7 @@
 """From a batch to its per-sample gradients, by the fastest exact route each parameter has.
 
     forward pass -> graph -> uses -> layouts -> output gradients -> layer rules -> proof of coverage
-                                 \\-> what has no rule, no layout, or fails the proof -> vmap -> one at a time
+                                 -> what has no rule, no layout, or fails the proof -> vmap -> one at a time
 
 The route of every parameter is decided on the first batch of a kind, remembered, and reported.
 """
@@ -131,8 +131,8 @@ class Differentiator:
         if not graph.leaves:
             raise IndependentOutputError(
                 f"The output {self.output.name!r} depends on none of the {len(self.parameters)} chosen parameters "
-                f"({', '.join(map(repr, list(self.parameters)[:3]))}, ...): every gradient is zero and no similarity is "
-                "defined. Is the model run under no_grad, or its output detached? Else choose other parameters."
+                f"({', '.join(map(repr, list(self.parameters)[:3]))}, ...): every gradient is zero and no similarity "
+                "is defined. Is the model run under no_grad, or its output detached? Else choose other parameters."
             )
         return graph
 
@@ -155,9 +155,7 @@ class Differentiator:
             self._plans[(*kind, places) if graph.is_data_dependent else kind] = plan
         return plan, self.check != "never"
 
-    def _prove(
-        self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan
-    ) -> None:
+    def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> None:
         """Compare with ordinary autograd; send what fails to the generic path; refuse what fails there too."""
         self._refuse_mixed(batch, outputs)
         failed = unexplained(outputs, gradients, self.parameters)
@@ -171,10 +169,10 @@ class Differentiator:
         if failed:
             name, difference = max(failed.items(), key=lambda item: item[1])
             raise MixedSamplesError(
-                f"The gradients of single samples do not add up to the gradient of their sum: {len(failed)} parameters, "
-                f"worst {name!r} by {difference:.1e}. One sample's output depends on the others in its batch (batch "
-                "statistics, contrastive terms, routing with a capacity), so it has no gradient of its own. Make the "
-                "model treat samples independently in eval mode."
+                f"The gradients of single samples do not add up to the gradient of their sum: {len(failed)} "
+                f"parameters, worst {name!r} by {difference:.1e}. One sample's output depends on the others in its "
+                "batch (batch statistics, contrastive terms, routing with a capacity), so it has no gradient of its "
+                "own. Make the model treat samples independently in eval mode."
             )
 
     def _refuse_mixed(self, batch: Batch, outputs: Tensor) -> None:
@@ -187,9 +185,10 @@ class Differentiator:
             scale = float(outputs.abs().max())
         if difference > ALONE_TOLERANCE[outputs.dtype] * scale:
             raise MixedSamplesError(
-                f"The output for sample {batch.ids[0]!r} is {difference:.1e} different when it is alone than in a batch of "
-                f"{len(batch)} (outputs are up to {scale:.1e}): one sample's output depends on the others, so it has no "
-                "gradient of its own. Is some layer using batch statistics? Call model.eval(), or replace that layer."
+                f"The output for sample {batch.ids[0]!r} is {difference:.1e} different when it is alone than in a "
+                f"batch of {len(batch)} (outputs are up to {scale:.1e}): one sample's output depends on the others, so "
+                "it has no gradient of its own. Is some layer using batch statistics? Call model.eval(), or replace "
+                "that layer."
             )
 
     # -------------------------------------------------------------------------------------------------- routes
@@ -293,7 +292,9 @@ class Differentiator:
                 self.routes[name] = f"{path}: {plan.reasons[name]}"
             elif name in uses:
                 kinds = ", ".join(dict.fromkeys(uses[name]))
-                self.routes.setdefault(name, f"rule: {kinds}" + (f" x {len(uses[name])}" if len(uses[name]) > 1 else ""))
+                self.routes.setdefault(
+                    name, f"rule: {kinds}" + (f" x {len(uses[name])}" if len(uses[name]) > 1 else "")
+                )
             elif name not in gradients:
                 self.routes.setdefault(name, "unused: the output does not depend on it")
 
@@ -315,13 +316,10 @@ def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
 def _reordered(weight: Gradients, shape: tuple[int, ...], order: str) -> Gradients:
     """Gradients over a parameter, given those over a view of it."""
     if isinstance(weight, Factored):
-        return Factored(
-            weight.inputs, weight.output_gradients, shape, weight.gradient_first != (order == "transposed")
-        )
+        return Factored(weight.inputs, weight.output_gradients, shape, weight.gradient_first != (order == "transposed"))
     if order == "kept" and weight.shape == shape:
         return weight
     values = weight.build()
     if order == "transposed":
         values = values.reshape(*values.shape[:2], *shape[::-1]).transpose(2, 3)
     return Built(values.reshape(*values.shape[:2], *shape), weight.bound())
-

@@ -106,9 +106,7 @@ class _ImageFiles(Dataset[Tensor]):
 
 
 def _image_files(entries: Iterator[Path]) -> list[Path]:
-    return sorted(
-        e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.name[0] != "." and e.is_file()
-    )
+    return sorted(e for e in entries if e.suffix.lower() in IMAGE_SUFFIXES and e.name[0] != "." and e.is_file())
 
 
 def _size(file: Path) -> tuple[int, int]:
@@ -141,9 +139,7 @@ def _opened(file: Path) -> Iterator[Image]:
 
 def _per_channel(name: str, options: Mapping[str, str], default: float) -> Tensor:
     """One number a channel, [3 1 1]."""
-    values = (
-        [_number(name, part, float) for part in options[name].split(",")] if name in options else [default]
-    )
+    values = [_number(name, part, float) for part in options[name].split(",")] if name in options else [default]
     if len(values) not in (1, 3) or (name == "std" and min(values) <= 0):
         raise SourceError(f"{name}={options[name]} has to be one number or three with commas, a std above 0.")
     return torch.tensor(values).expand(3).view(3, 1, 1)
@@ -189,9 +185,7 @@ def read_csv(path: str, options: Mapping[str, str], batch_size: int = 64) -> Sam
                 continue  # a blank line
             line = rows.line_num
             if len(cells) != len(header):
-                raise SourceError(
-                    f"{str(file)!r}, line {line}: {len(cells)} cells for {len(header)} columns."
-                )
+                raise SourceError(f"{str(file)!r}, line {line}: {len(cells)} cells for {len(header)} columns.")
             values.extend(_cell(cells[i], file, f"line {line}", header[i]) for i in columns)
             if "target" in options:
                 targets.append(cells[header.index(options["target"])].strip())
@@ -209,9 +203,7 @@ def read_csv(path: str, options: Mapping[str, str], batch_size: int = 64) -> Sam
         found,
         ids=ids if "id" in options else None,
         class_names=class_names,
-        preview=lambda i: ", ".join(
-            f"{name}={x:g}" for name, x in zip(names, table[i].tolist(), strict=True)
-        ),
+        preview=lambda i: ", ".join(f"{name}={x:g}" for name, x in zip(names, table[i].tolist(), strict=True)),
         batch_size=batch_size,
     )
 
@@ -219,9 +211,7 @@ def read_csv(path: str, options: Mapping[str, str], batch_size: int = 64) -> Sam
 def _header(cells: list[str], file: Path) -> list[str]:
     header = [cell.strip() for cell in cells]
     if not header or all(_is_number(cell) for cell in header):
-        raise SourceError(
-            f"{str(file)!r} has no header: its first line has to name the columns, and is {cells}."
-        )
+        raise SourceError(f"{str(file)!r} has no header: its first line has to name the columns, and is {cells}.")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise SourceError(f"{str(file)!r} has more than one column named {twice[0]!r}. Rename all but one.")
@@ -277,9 +267,7 @@ def read_npz(path: str, options: Mapping[str, str], batch_size: int = 64) -> Sam
         with open(file, "rb") as stream:
             archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise SourceError(
-                    f"{str(file)!r} holds one array without a name. Save it as numpy.savez(path, x=x)."
-                )
+                raise SourceError(f"{str(file)!r} holds one array without a name. Save it as numpy.savez(path, x=x).")
             x, y, ids = _names(archive, file)
             arrays = {name: archive[name] for name in (x, y, ids) if name}
     except SourceError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,8 @@ def output_moves(
 
     The padding row of an embedding is a constant for autograd's backward pass and none for its forward mode: refused.
 
-    Raises NotImplementedError there, and whatever `torch.func.jvp` raises where an operation has no forward-mode derivative, as the fused weight
+    Raises NotImplementedError there, and whatever `torch.func.jvp` raises where an operation has no forward-mode
+    derivative, as the fused weight
     normalization: then take `BatchGradients.dot`.
     """
 
@@ -49,13 +51,15 @@ def output_moves(
 
     padded = [name for name, module in model.named_modules() if getattr(module, "padding_idx", None) is not None]
     if padded:
-        raise NotImplementedError(f"forward mode moves the padding row of the embedding {padded[0]!r}, backward does not")
+        raise NotImplementedError(
+            f"forward mode moves the padding row of the embedding {padded[0]!r}, backward does not"
+        )
     moved = {name: parameter for name, parameter in parameters.items() if name in direction}
     primals = {name: parameter.detach() for name, parameter in moved.items()}
     tangents = {name: direction[name].to(parameter) for name, parameter in moved.items()}
     with untouched(model, {}), torch.no_grad(), _differentiable_attention(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)  # torch's own
-        _, moves = jvp(outputs_at, (primals,), (tangents,))
+        moves = cast("Tensor", jvp(outputs_at, (primals,), (tangents,))[1])
     return moves.detach()
 
 

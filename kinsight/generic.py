@@ -51,7 +51,9 @@ def vmapped(
     values = {name: parameter.detach() for name, parameter in parameters.items()}
     axes = (None, 0, None if batch.targets is None else 0)
     with untouched(model, {}), torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")  # slower than vmap could be, still exact
+        warnings.filterwarnings(
+            "ignore", message="There is a performance drop"
+        )  # slower than vmap could be, still exact
         found = vmap(jacrev(outputs_of_one), in_dims=axes, randomness="different")(values, mapped, batch.targets)
     return {name: Built(widen(gradients.detach())) for name, gradients in found.items()}
 

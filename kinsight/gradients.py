@@ -19,22 +19,25 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from kinsight.sketch import Projection
-
-Form = Literal["trace", "diagonal", "blocks"]
-"""What a Gram block keeps of each pair's [c d] block: its trace, its diagonal, or all of it."""
-
-SCRATCH_BYTES = 64 * 2**20
-"""Upper bound of a contraction's scratch memory. Larger chunks measured no faster than this on 2 cores."""
+from kinsight.contractions import (
+    Form,
+    chunks,
+    crossed_gram,
+    is_built_cheaper,
+    mirrored,
+    position_gram,
+    same_token,
+    self_product,
+    total_of,
+)
+from kinsight.sketch import Projection
 
 
 class Gradients(ABC):
@@ -44,13 +47,31 @@ class Gradients(ABC):
     """
 
     shape: tuple[int, ...]
-    n: int
-    c: int
 
     @property
     @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is held. The first is [n c ...], in the precision of the gradients."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.tensors[0].shape[0]
+
+    @property
+    def c(self) -> int:
+        """Number of outputs."""
+        return self.tensors[0].shape[1]
+
+    @property
     def dtype(self) -> torch.dtype:
         """Precision the gradients are kept in."""
+        return self.tensors[0].dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     @abstractmethod
     def build(self) -> Float[Tensor, "n c *shape"]:
@@ -88,11 +109,6 @@ class Gradients(ABC):
     def rows(self, start: int, stop: int) -> Gradients:
         """The gradients of samples start:stop."""
 
-    @property
-    @abstractmethod
-    def n_bytes(self) -> int:
-        """Memory held."""
-
     def compact(self) -> Gradients:
         """The form whose Gram block costs least: itself, or built."""
         return self
@@ -111,24 +127,12 @@ class Built(Gradients):
     uncancelled: Tensor | None = None
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return tuple(self.values.shape[2:])
-
-    @property
-    def n(self) -> int:  # type: ignore[override]
-        return self.values.shape[0]
-
-    @property
-    def c(self) -> int:  # type: ignore[override]
-        return self.values.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values.dtype
-
-    @property
-    def n_bytes(self) -> int:
-        return self.values.numel() * self.values.element_size()
 
     @property
     def flat(self) -> Float[Tensor, "n c p"]:
@@ -152,7 +156,7 @@ class Built(Gradients):
 
     def self_blocks(self) -> Tensor:
         flat = self.flat
-        return torch.cat([_self_product(flat[rows]) for rows in _chunks(self.n, 8 * flat[:1].numel())])
+        return torch.cat([self_product(flat[rows]) for rows in chunks(self.n, 8 * flat[:1].numel())])
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (weights.flatten(1) @ self.flat.flatten(0, 1)).reshape(-1, *self.shape)
@@ -189,20 +193,8 @@ class Factored(Gradients):
     gradient_first: bool
 
     @property
-    def n(self) -> int:  # type: ignore[override]
-        return self.inputs.shape[0]
-
-    @property
-    def c(self) -> int:  # type: ignore[override]
-        return self.output_gradients.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.output_gradients.dtype
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in (self.inputs, self.output_gradients))
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.output_gradients, self.inputs)
 
     def transposed(self) -> Factored:
         """The gradients over the transposed matrix."""
@@ -210,7 +202,7 @@ class Factored(Gradients):
 
     def compact(self) -> Gradients:
         """Built where that costs fewer flops a pair; the rule is `is_built_cheaper`."""
-        n, t, g, i = self.inputs.shape
+        _, t, g, i = self.inputs.shape
         if is_built_cheaper(t=t, g=g, i=i, o=self.output_gradients.shape[-1], c=self.c):
             return Built(self.build(), self.bound())
         return self
@@ -231,11 +223,13 @@ class Factored(Gradients):
     def gram(self, other: Gradients, form: Form) -> Tensor:
         if isinstance(other, Factored) and other.gradient_first == self.gradient_first:
             inputs = (self.inputs.permute(2, 0, 1, 3), other.inputs.permute(2, 0, 1, 3))
-            return _position_gram(inputs, (self.output_gradients, other.output_gradients), form)
+            return position_gram(inputs, (self.output_gradients, other.output_gradients), form)
         if isinstance(other, LookedUp) and self.gradient_first:
-            return _crossed_gram(self, other, form)
+            return crossed_gram(
+                self.inputs[:, :, 0], self.output_gradients[:, :, :, 0], other.tokens, other.output_gradients, form
+            )
         if isinstance(other, Summed):
-            return _swap(other.gram(self, form), form)
+            return mirrored(other.gram(self, form), form)
         return Built(self.build()).gram(other, form)
 
     def self_blocks(self) -> Tensor:
@@ -243,9 +237,9 @@ class Factored(Gradients):
         o = self.output_gradients.shape[-1]
         if t * t * (i + self.c * o) > self.c * o * i * (t + self.c):
             step = 8 * self.c * g * i * o
-            return torch.cat([Built(self.rows(r.start, r.stop).build()).self_blocks() for r in _chunks(n, step)])
+            return torch.cat([Built(self.rows(r.start, r.stop).build()).self_blocks() for r in chunks(n, step)])
         blocks = []
-        for rows in _chunks(n, 8 * g * t * (i + self.c * o + t * (1 + self.c))):
+        for rows in chunks(n, 8 * g * t * (i + self.c * o + t * (1 + self.c))):
             inputs = self.inputs[rows].transpose(1, 2).double()
             weights = inputs @ inputs.transpose(2, 3)
             gradients = self.output_gradients[rows].permute(0, 3, 1, 2, 4).double()
@@ -277,7 +271,7 @@ class Factored(Gradients):
         return projection.of_factored(self.inputs, self.output_gradients, self.gradient_first)
 
     def bound(self) -> Tensor:
-        norms = self.output_gradients.norm(dim=-1).norm(dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 4))
         return (self.inputs.norm(dim=-1) * norms).sum(dim=(1, 2))
 
     def rows(self, start: int, stop: int) -> Factored:
@@ -300,20 +294,8 @@ class LookedUp(Gradients):
     shape: tuple[int, ...]
 
     @property
-    def n(self) -> int:  # type: ignore[override]
-        return self.tokens.shape[0]
-
-    @property
-    def c(self) -> int:  # type: ignore[override]
-        return self.output_gradients.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.output_gradients.dtype
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for part in (self.tokens, self.output_gradients))
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.output_gradients, self.tokens)
 
     def compact(self) -> Gradients:
         t, (vocabulary, width) = self.tokens.shape[1], self.shape
@@ -329,22 +311,20 @@ class LookedUp(Gradients):
 
     def mix(self, mixing: Tensor) -> LookedUp:
         mixed = torch.bmm(mixing, self.output_gradients.flatten(2))
-        return LookedUp(
-            self.tokens, mixed.reshape(self.n, -1, *self.output_gradients.shape[2:]), self.shape
-        )
+        return LookedUp(self.tokens, mixed.reshape(self.n, -1, *self.output_gradients.shape[2:]), self.shape)
 
     def gram(self, other: Gradients, form: Form) -> Tensor:
         if isinstance(other, LookedUp):
             gradients = (self.output_gradients.unsqueeze(3), other.output_gradients.unsqueeze(3))
-            return _position_gram((self.tokens, other.tokens), gradients, form)
+            return position_gram((self.tokens, other.tokens), gradients, form)
         if isinstance(other, Summed) or (isinstance(other, Factored) and other.gradient_first):
-            return _swap(other.gram(self, form), form)
+            return mirrored(other.gram(self, form), form)
         return Built(self.build()).gram(other, form)
 
     def self_blocks(self) -> Tensor:
         blocks = []
-        for rows in _chunks(self.n, 8 * self.tokens.shape[1] * (self.tokens.shape[1] + 2 * self.c * self.shape[1])):
-            same = _same_token(self.tokens[rows, :, None], self.tokens[rows, None, :]).double()
+        for rows in chunks(self.n, 8 * self.tokens.shape[1] * (self.tokens.shape[1] + 2 * self.c * self.shape[1])):
+            same = same_token(self.tokens[rows, :, None], self.tokens[rows, None, :]).double()
             gradients = self.output_gradients[rows].double()
             blocks.append(torch.einsum("ncti,ndti->ncd", gradients, torch.einsum("nts,ncsi->ncti", same, gradients)))
         return torch.cat(blocks)
@@ -363,7 +343,8 @@ class LookedUp(Gradients):
         return projection.of_looked_up(self.tokens, self.output_gradients, self.shape)
 
     def bound(self) -> Tensor:
-        return self.output_gradients.norm(dim=-1).norm(dim=1).sum(dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 3))
+        return norms.sum(dim=1)
 
     def rows(self, start: int, stop: int) -> LookedUp:
         return LookedUp(self.tokens[start:stop], self.output_gradients[start:stop], self.shape)
@@ -379,24 +360,12 @@ class Summed(Gradients):
     parts: tuple[Gradients, ...]
 
     @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for part in self.parts for tensor in part.tensors)
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.parts[0].shape
-
-    @property
-    def n(self) -> int:  # type: ignore[override]
-        return self.parts[0].n
-
-    @property
-    def c(self) -> int:  # type: ignore[override]
-        return self.parts[0].c
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(part.n_bytes for part in self.parts)
 
     def compact(self) -> Gradients:
         if any(isinstance(part.compact(), Built) for part in self.parts):
@@ -416,25 +385,27 @@ class Summed(Gradients):
         if isinstance(other, Built):
             return Built(self.build()).gram(other, form)
         others = other.parts if isinstance(other, Summed) else (other,)
-        return _total([x.gram(y, form) for x in self.parts for y in others])
+        return total_of([x.gram(y, form) for x in self.parts for y in others])
 
     def self_blocks(self) -> Tensor:
-        return torch.cat([
-            Built(self.rows(r.start, r.stop).build()).self_blocks()
-            for r in _chunks(self.n, 8 * self.c * math.prod(self.shape))
-        ])
+        return torch.cat(
+            [
+                Built(self.rows(r.start, r.stop).build()).self_blocks()
+                for r in chunks(self.n, 8 * self.c * math.prod(self.shape))
+            ]
+        )
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        return _total([part.weighted_sum(weights) for part in self.parts])
+        return total_of([part.weighted_sum(weights) for part in self.parts])
 
     def dot(self, directions: Tensor) -> Tensor:
-        return _total([part.dot(directions) for part in self.parts])
+        return total_of([part.dot(directions) for part in self.parts])
 
     def sketch(self, projection: Projection) -> Tensor:
-        return _total([part.sketch(projection) for part in self.parts])
+        return total_of([part.sketch(projection) for part in self.parts])
 
     def bound(self) -> Tensor:
-        return _total([part.bound() for part in self.parts])
+        return total_of([part.bound() for part in self.parts])
 
     def rows(self, start: int, stop: int) -> Summed:
         return Summed(tuple(part.rows(start, stop) for part in self.parts))
@@ -471,93 +442,3 @@ def _join(x: Gradients, y: Gradients) -> Gradients | None:
             gradients = torch.cat([x.output_gradients, y.output_gradients], dim=2)
             return Factored(inputs, gradients, x.shape, x.gradient_first)
     return None
-
-
-def is_built_cheaper(*, t: int, g: int, i: int, o: int, c: int, input_cost: int | None = None) -> bool:
-    """Whether one pair's inner product costs fewer flops on built gradients than on their factors.
-
-    Built: c g i o products. Factored: for each of t^2 pairs of positions, i products for the inputs, c o for the
-    output gradients, and one more to combine (counted as 8: it streams memory where the others are matrix products).
-    """
-    factored = t * t * g * ((i if input_cost is None else input_cost) + c * o + 8)
-    return t > 1 and c * g * i * o < factored
-
-
-def _position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], form: Form) -> Tensor:
-    """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors.
-
-    Args:
-        inputs: of both batches, [g n t i], or tokens [n t].
-        gradients: of both batches, [n c t g o].
-        form: what is kept of each pair's block.
-    """
-    inputs_x, inputs_y = inputs
-    gradients_x, gradients_y = (each.permute(3, 0, 2, 1, 4) for each in gradients)  # [g n t c o]
-    g, _, t, c, o = gradients_x.shape
-    m, s, d = gradients_y.shape[1:4]
-    blocks = []
-    for rows in _chunks(gradients_x.shape[1], 4 * g * m * t * s * (2 if form == "trace" else 1 + c * (d if form == "blocks" else 1))):
-        if inputs_x.dim() == 2:
-            products = _same_token(inputs_x[rows, :, None, None], inputs_y).to(gradients_x.dtype)[None]
-        else:
-            flat_x, flat_y = inputs_x[:, rows].flatten(1, 2), inputs_y.flatten(1, 2)
-            products = torch.bmm(flat_x, flat_y.transpose(1, 2)).reshape(g, -1, t, m, s)
-        chunk = gradients_x[:, rows]
-        if form == "trace":
-            gradient_products = torch.bmm(
-                chunk.reshape(g, -1, c * o), gradients_y.reshape(g, m * s, c * o).transpose(1, 2)
-            )
-            blocks.append((products * gradient_products.reshape(products.shape)).sum(dim=(0, 2, 4)))
-        elif form == "diagonal":
-            pairs = torch.einsum("gntco,gmsco->gntmsc", chunk, gradients_y)
-            blocks.append(torch.einsum("gntms,gntmsc->nmc", products, pairs))
-        else:
-            pairs = torch.einsum("gntco,gmsdo->gntmscd", chunk, gradients_y)
-            blocks.append(torch.einsum("gntms,gntmscd->nmcd", products, pairs))
-    return torch.cat(blocks)
-
-
-def _crossed_gram(x: Factored, y: LookedUp, form: Form) -> Tensor:
-    """Gram block between two uses of a tied table: as the weight of a linear layer, and as an embedding.
-
-    The layer's output gradient is read at the tokens, its input meets the embedding's output gradient.
-    """
-    blocks = []
-    seen = (y.tokens >= 0).to(x.output_gradients.dtype)
-    m, s = y.tokens.shape
-    t = x.inputs.shape[1]
-    outputs = {"trace": "nm", "diagonal": "nmc", "blocks": "nmcd"}[form]
-    d = "d" if form == "blocks" else "c"
-    for rows in _chunks(x.n, 4 * t * m * s * (x.c + y.c)):
-        at_tokens = x.output_gradients[rows, :, :, 0][..., y.tokens.clamp(min=0)] * seen
-        met = torch.einsum(f"nti,m{d}si->nm{d}ts", x.inputs[rows, :, 0], y.output_gradients)
-        blocks.append(torch.einsum(f"nctms,nm{d}ts->{outputs}", at_tokens, met))
-    return torch.cat(blocks)
-
-
-def _same_token(x: Tensor, y: Tensor) -> Tensor:
-    return (x == y) & (x >= 0)
-
-
-def _self_product(x: Tensor) -> Tensor:
-    x = x.double()
-    return torch.bmm(x, x.transpose(1, 2))
-
-
-def _swap(block: Tensor, form: Form) -> Tensor:
-    """The Gram block of (y, x) from that of (x, y)."""
-    return block.permute(1, 0, 3, 2) if form == "blocks" else block.transpose(0, 1)
-
-
-def _total(parts: Sequence[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _chunks(n: int, bytes_per_sample: int) -> Iterator[slice]:
-    """Slices of 0..n whose scratch memory stays below SCRATCH_BYTES; one empty slice when n is 0."""
-    step = max(1, SCRATCH_BYTES // max(1, bytes_per_sample))
-    for start in range(0, max(n, 1), step):
-        yield slice(start, min(start + step, n))

@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-RESHAPES = frozenset(
-    {"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "ToCopy", "Clone"}
-)
+RESHAPES = frozenset({"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "ToCopy", "Clone"})
 """Nodes that keep a weight's elements in row-major order."""
 
 TRANSPOSES = frozenset({"T", "Transpose", "Permute"})
@@ -189,7 +187,7 @@ def weight_chain(use: Use) -> list[tuple[Node, int]]:
 
 
 def chain_order(chain: Sequence[tuple[Node, int]]) -> str | None:
-    """What a chain of views does to a parameter's elements: 'kept', 'transposed' (a matrix), or None: something else."""
+    """What a chain of views does to a parameter's elements: 'kept', 'transposed' (a matrix), or None (else)."""
     *views, (leaf, _) = chain
     names = [short_name(node) for node, _ in views]
     if all(name in RESHAPES for name in names):

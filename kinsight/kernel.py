@@ -14,8 +14,9 @@ from kinsight.axes import GramBlock, Mask, Mixing, OutputBlocks, Outputs, PerSam
 from kinsight.batch_gradients import BatchGradients
 from kinsight.capture import check_finite
 from kinsight.differentiate import Check, Differentiator
-from kinsight.errors import EmptyDataError, NoParametersError, SampleTypeError, UnknownNameError, ZeroGradientWarning
+from kinsight.errors import EmptyDataError, SampleTypeError, UnknownNameError, ZeroGradientWarning
 from kinsight.outputs import OutputFunction, resolve_output
+from kinsight.parameters import choose_parameters
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
@@ -86,8 +87,8 @@ class GradientKernel:
 
     Args:
         model: any `torch.nn.Module`, in eval mode. It comes back exactly as it went in.
-        output: what is differentiated: a name of `kinsight.outputs.OUTPUTS`, an output function, or any callable from what
-            the model returns to [n] or [n c].
+        output: what is differentiated: a name of `kinsight.outputs.OUTPUTS`, an output function, or any callable from
+            what the model returns to [n] or [n c].
         parameters: which parameters count: a function of the name, or names. All that require a gradient where
             left out.
         fallback: whether parameters without a layer rule take the generic exact paths; an error where False.
@@ -140,8 +141,10 @@ class GradientKernel:
 
     @property
     def routes(self) -> dict[str, str]:
-        """The route of every parameter, as far as batches have been seen: its rule, 'vmap', 'one sample at a time', or
-        'unused', with the reason."""
+        """The route of every parameter, as far as batches have been seen.
+
+        Its rule; 'vmap' or 'one sample at a time', with the reason; or 'unused'.
+        """
         return dict(self._differentiate.routes)
 
     @property
@@ -180,7 +183,7 @@ class GradientKernel:
         gradients = self.gradients(batch)
         own = gradients.self_blocks()
         check_finite(own, batch, "gradients")
-        n, c = own.shape[:2]
+        c = own.shape[1]
         squares = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0)
         norms = squares.sqrt()
         if normalization == "flat" or c == 1:
@@ -242,8 +245,8 @@ class GradientKernel:
     def influence(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> Tensor:
         """How f(y_m) moves when the smallest step of the parameters moves f(x_n) by one. Not symmetric.
 
-        For one output k(x, y) / k(x, x), [n m]. For c outputs K(y, x) K(x, x)^-1, [n m c c]: entry [n, m, a, b] is the move
-        of output a at y_m for a move of output b at x_n. Samples x with zero gradient give nan, with a
+        For one output k(x, y) / k(x, x), [n m]. For c outputs K(y, x) K(x, x)^-1, [n m c c]: entry [n, m, a, b] is the
+        move of output a at y_m for a move of output b at x_n. Samples x with zero gradient give nan, with a
         `ZeroGradientWarning` that names them.
         """
         rows, columns = as_batch(x), as_batch(x if y is None else y)
@@ -324,7 +327,6 @@ class GradientKernel:
             combine: what is computed from two batches; their inner products where left out. Rows and columns of samples
                 with zero gradient are nan.
         """
-
         undefined: dict[Id, None] = {}
 
         def values(a: UnitGradients, b: UnitGradients) -> Tensor:
@@ -409,49 +411,13 @@ class GradientKernel:
 _FEW, _MOST = 8, 256
 
 
-def choose_parameters(
-    model: nn.Module, parameters: Callable[[str], bool] | Iterable[str] | None
-) -> dict[str, nn.Parameter]:
-    """The chosen parameters by name, each tensor once, under its first name.
-
-    Raises:
-        NoParametersError: none is left.
-        UnknownNameError: a name the model does not have.
-    """
-    named = dict(model.named_parameters())
-    if parameters is None:
-        chosen = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-    elif callable(parameters):
-        chosen = {name: parameter for name, parameter in named.items() if parameters(name)}
-    else:
-        every = dict(model.named_parameters(remove_duplicate=False))
-        wanted = [parameters] if isinstance(parameters, str) else list(parameters)
-        missing = [name for name in wanted if name not in every]
-        if missing:
-            raise UnknownNameError(
-                f"The model has no parameter {missing[0]!r} ({len(missing)} of {len(wanted)} names are unknown). It has "
-                f"{len(named)}: {', '.join(map(repr, list(named)[:5]))}{', ...' if len(named) > 5 else ''}."
-            )
-        tensors = {id(every[name]) for name in wanted}
-        chosen = {name: parameter for name, parameter in named.items() if id(parameter) in tensors}
-    chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
-    if not chosen:
-        frozen = sum(not parameter.requires_grad for parameter in named.values())
-        raise NoParametersError(
-            f"No parameter of {type(model).__name__} is left to differentiate over: it has {len(named)}, of which "
-            f"{frozen} are frozen. Similarity is about moving parameters; choose some: parameters=lambda name: True takes "
-            "frozen ones too."
-        )
-    return chosen
-
-
 def warn_undefined(ids: Sequence[Id]) -> None:
     """Warn that the similarity of these samples is undefined, if there are any."""
     if ids:
         more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
         warnings.warn(
-            f"The gradient of {len(ids)} samples is zero: {list(ids[:5])}{more}. Moving the parameters does not move their "
-            "output (dead units?), so their similarity to anything is undefined: nan here, left out of sums.",
+            f"The gradient of {len(ids)} samples is zero: {list(ids[:5])}{more}. Moving the parameters does not move "
+            "their output (dead units?), so their similarity to anything is undefined: nan here, left out of sums.",
             ZeroGradientWarning,
             stacklevel=3,
         )

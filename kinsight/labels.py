@@ -70,15 +70,16 @@ def label_suspects(
 ) -> LabelSuspects:
     """Targets that the neighborhood contradicts, each with the neighbors that say so and the label they suggest.
 
-    Every other sample votes for its own target with weight k(x, x_j)^power; the sample itself is left out. The defaults are
-    known to work on a network that has memorized its wrong labels: flat similarity over all logits, power 8.
+    Every other sample votes for its own target with weight k(x, x_j)^power; the sample itself is left out. The defaults
+    are known to work on a network that has memorized its wrong labels: flat similarity over all logits, power 8.
 
     Args:
         kernel: the gradient kernel of the network, over all its logits.
-        data: whatever `Samples` takes, with targets: integers [n] (classification), or floats [n] or [n d] (regression).
+        data: whatever `Samples` takes, with targets: integers [n] (classification), or floats [n] or [n d]
+            (regression).
         n_suspects: at most so many; all above the threshold where left out.
-        threshold: least score of a suspect; 0.5 (most of the weight disagrees) for classification and 3 (robust standard
-            deviations) for regression where left out.
+        threshold: least score of a suspect; 0.5 (most of the weight disagrees) for classification and 3 (robust
+            standard deviations) for regression where left out.
         power: exponent of the weights: higher listens to fewer neighbors.
         normalization: 'flat' or 'whitened' similarity.
         n_supporters: neighbors shown for each suspect.
@@ -95,8 +96,8 @@ def label_suspects(
     targets = samples.targets
     if targets is None:
         raise TargetError(
-            "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of (input, "
-            "target), or unpack=."
+            "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of "
+            "(input, target), or unpack=."
         )
     if not power > 0:
         raise InputError(f"power is {power}: it must be positive.")

@@ -54,8 +54,8 @@ def neighbors(
 ) -> Neighbors:
     """The samples of `data` that the network finds most similar to each query: exact, streamed, block by block.
 
-    A query that is itself in the data, by id, is not its own neighbor: pass queries with ids of their own (strings, say)
-    where positions would coincide by accident. Samples with zero gradient are nobody's neighbor.
+    A query that is itself in the data, by id, is not its own neighbor: pass queries with ids of their own (strings,
+    say) where positions would coincide by accident. Samples with zero gradient are nobody's neighbor.
 
     Args:
         kernel: the gradient kernel of the network.

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -191,7 +191,9 @@ class pooled(OutputFunction):  # noqa: N801
         if self.over == "sum":
             return flat.sum(dim=2)
         if self.over == "center":
-            return dense[(slice(None), slice(None), *(size // 2 for size in dense.shape[2:]))]
+            for size in dense.shape[2:]:
+                dense = dense[:, :, size // 2]
+            return dense
         raise UnknownNameError(f"pooled over {self.over!r} is unknown: use 'mean', 'sum', 'center', or a callable.")
 
 
@@ -234,7 +236,7 @@ def resolve_output(output: str | OutputFunction | Callable[[Any], Tensor]) -> Ou
             )
         return OUTPUTS[output]()
     if callable(output):
-        return custom(output)
+        return custom(cast("Callable[[Any], Tensor]", output))
     raise SampleTypeError(f"output is a {type(output).__name__}: pass a name ({', '.join(OUTPUTS)}) or a callable.")
 
 
@@ -252,15 +254,18 @@ def evaluate(output: OutputFunction, returned: Any, targets: Tensor | None, n: i
     if values.dim() not in (1, 2):
         raise ShapeError(
             f"output {output.name!r} gave [{_shape(values)}] for {n} samples; it must be [n] or [n c]. For dense "
-            "outputs say how positions are pooled: output=pooled('mean'), pooled('sum'), pooled('center'), or a callable."
+            "outputs say how positions are pooled: output=pooled('mean'), pooled('sum'), pooled('center'), or a "
+            "callable."
         )
     if values.shape[0] != n:
         raise ShapeError(
-            f"output {output.name!r} gave [{_shape(values)}] for a batch of {n} samples: axis 0 must be the samples, one "
-            "row each."
+            f"output {output.name!r} gave [{_shape(values)}] for a batch of {n} samples: axis 0 must be the samples, "
+            "one row each."
         )
     if not values.is_floating_point():
-        raise ShapeError(f"output {output.name!r} gave {values.dtype}: only real floating-point outputs have gradients.")
+        raise ShapeError(
+            f"output {output.name!r} gave {values.dtype}: only real floating-point outputs have gradients."
+        )
     return values.reshape(n, -1) if values.dim() == 1 else values
 
 
@@ -276,8 +281,8 @@ def check_output_count(outputs: Tensor, *, limit: int, n_parameters: int, n: int
         raise OutputCountError(
             f"The output has c = {c} entries a sample (limit {limit}): {c} backward passes a batch, up to "
             f"{_bytes(size)} of gradients a sample ({_bytes(size * n)} for this batch of {n}), and [{c} {c}] blocks. "
-            f"Cheaper: output=probes(k=16, seed=0) (16 passes, with a standard error) or output='one_vs_rest' (1 pass). "
-            f"Or pass max_outputs={c}."
+            f"Cheaper: output=probes(k=16, seed=0) (16 passes, with a standard error) or output='one_vs_rest' (1 "
+            f"pass). Or pass max_outputs={c}."
         )
 
 
@@ -296,11 +301,9 @@ def unwrap(returned: Any) -> Tensor:
     if isinstance(returned, Tensor):
         return returned
     if isinstance(returned, Mapping) and isinstance(returned.get("logits"), Tensor):
-        tensor: Tensor = returned["logits"]
-        return tensor
+        return cast("Tensor", returned["logits"])
     if isinstance(getattr(returned, "logits", None), Tensor):
-        tensor = returned.logits
-        return tensor
+        return cast("Tensor", returned.logits)
     if isinstance(returned, Mapping):
         fields = f" with fields {', '.join(map(repr, returned))}"
     elif isinstance(returned, tuple | list):
@@ -325,7 +328,7 @@ def class_scores(returned: Any, name: str) -> Tensor:
 
 
 def _one_hot_of(scores: Tensor, index: int | None, *, rank: int) -> Tensor:
-    """One-hot rows of a given class, or of the class that comes `rank`-th in each row. Free of data-dependent shapes."""
+    """One-hot rows of a given class, or of each row's class of that rank, without data-dependent shapes."""
     c = scores.shape[1]
     if index is None:
         order = scores.detach().argsort(dim=1, descending=True, stable=True)

@@ -30,9 +30,11 @@ def per_sample_gradients(
             outputs = evaluate(output, call_model(model, alone.inputs), alone.targets, len(alone))
             rows.append([])
             for value in outputs[0]:
-                found = torch.autograd.grad(
-                    value, list(parameters.values()), retain_graph=True, allow_unused=True
-                ) if value.requires_grad else (None,) * len(parameters)
+                found = (
+                    torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
+                    if value.requires_grad
+                    else (None,) * len(parameters)
+                )
                 rows[-1].append(found)
     gradients = {}
     for column, (name, parameter) in enumerate(parameters.items()):

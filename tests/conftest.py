@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import tests.typechecker
+import tests.typechecker  # noqa: F401 (jaxtyping takes it by name)
 
 # Before anything imports kinsight: from here on every annotated shape and type is checked on every call.
 jaxtyping.install_import_hook("kinsight", "tests.typechecker.checked")

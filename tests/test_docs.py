@@ -93,9 +93,7 @@ def run_page(text: str, *, page: str) -> None:
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     for step in steps(text):
         got = run(step, namespace, page=page)
-        if step.expected is not None and not doctest.OutputChecker().check_output(
-            step.expected + "\n", got, flags
-        ):
+        if step.expected is not None and not doctest.OutputChecker().check_output(step.expected + "\n", got, flags):
             raise DocumentationError(f"{page}:{step.node.lineno} says {step.expected!r}, and it is {got!r}")
 
 
@@ -177,9 +175,7 @@ def test_links_resolve(page: Path):
 
 
 def test_a_broken_link_is_found():
-    text = (
-        '# A `b.c` d\n[x](#a-bc-d) [y](#nowhere) [z](no.md) ![w](https://a.b/c) `[v](u)` <img src="no.png">'
-    )
+    text = '# A `b.c` d\n[x](#a-bc-d) [y](#nowhere) [z](no.md) ![w](https://a.b/c) `[v](u)` <img src="no.png">'
     assert broken_links(text, page=ROOT / "CHANGELOG.md") == ["#nowhere", "no.md", "no.png"]
 
 

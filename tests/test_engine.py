@@ -189,9 +189,9 @@ def test_sketches_are_unbiased() -> None:
     gradients = GradientKernel(case.model()).gradients(case.batch(5))
     truth = gradients.gram(gradients, "diagonal")
     seeds, dim = 300, 64
-    found = torch.stack([
-        torch.einsum("ncd,mcd->nmc", *(2 * (gradients.sketch(dim, seed=seed),))) for seed in range(seeds)
-    ])
+    found = torch.stack(
+        [torch.einsum("ncd,mcd->nmc", *(2 * (gradients.sketch(dim, seed=seed),))) for seed in range(seeds)]
+    )
     deviation = (found.mean(dim=0) - truth).abs() / (found.std(dim=0) / seeds**0.5)
     assert float(deviation.max()) < 5  # 75 means of 300 draws: the largest is about 3 standard errors away
     norms = truth.diagonal().T.sqrt()

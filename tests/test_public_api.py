@@ -30,9 +30,7 @@ PUBLIC_NAMES = [
     "soft_count",
 ]
 ERRORS = [
-    value
-    for _, value in inspect.getmembers(kinsight.errors, inspect.isclass)
-    if value.__module__ == "kinsight.errors"
+    value for _, value in inspect.getmembers(kinsight.errors, inspect.isclass) if value.__module__ == "kinsight.errors"
 ]
 
 

@@ -50,7 +50,8 @@ def test_soft_counts_in_float32(name: str) -> None:
 
 def test_forward_mode_is_taken_where_it_exists_and_agrees() -> None:
     routes = {
-        case.name: kinsight.soft_count(GradientKernel(case.model(), case.outputs[0]), case.batch(4)).route for case in ZOO
+        case.name: kinsight.soft_count(GradientKernel(case.model(), case.outputs[0]), case.batch(4)).route
+        for case in ZOO
     }
     assert routes["mlp"] == routes["transformer"] == routes["lstm"] == "forward mode"
     assert routes["tied language model"] == routes["parametrized"] == "captures"
@@ -102,7 +103,9 @@ def test_hard_and_power_counts(size: int) -> None:
     whole = kernel.similarity(x)
     whole.fill_diagonal_(1.0)
     hard = kinsight.hard_count(kernel, x, thresholds=[0.1, 0.3, 0.999])
-    assert torch.equal(hard.values, torch.stack([(whole > tau).sum(dim=1) for tau in (0.1, 0.3, 0.999)], dim=1).double())
+    assert torch.equal(
+        hard.values, torch.stack([(whole > tau).sum(dim=1) for tau in (0.1, 0.3, 0.999)], dim=1).double()
+    )
     assert torch.equal(kinsight.hard_count(kernel, x, thresholds=0.3).values, hard.values[:, 1])
     power = kinsight.power_count(kernel, x, power=3)
     assert error(power.values, whole.clamp(min=0).pow(3).sum(dim=1)) < EXACT
@@ -234,7 +237,9 @@ def test_label_suspects_of_a_classifier(size: int) -> None:
     case = ZOO[0]
     x, labels = case.batch(30), torch.randint(0, 3, (30,))
     kernel = GradientKernel(case.model(), batch_size=size)
-    found = kinsight.label_suspects(kernel, Samples(x, labels, ids=[f"s{i}" for i in range(30)]), power=4, n_supporters=3)
+    found = kinsight.label_suspects(
+        kernel, Samples(x, labels, ids=[f"s{i}" for i in range(30)]), power=4, n_supporters=3
+    )
     scores, suggested = brute_force_scores(kernel.flat_similarity(x), labels, 4)
     assert error(found.all_scores, scores) < EXACT
     assert len(found) == int((scores > 0.5).sum()) > 3

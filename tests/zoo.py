@@ -345,7 +345,9 @@ class InvertedBottleneck(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3, stride=2, padding=1)
         self.expand = nn.Sequential(nn.Conv2d(4, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(inplace=True))
-        self.depth = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12), nn.SiLU())
+        self.depth = nn.Sequential(
+            nn.Conv2d(12, 12, 3, padding=1, groups=12, bias=False), nn.BatchNorm2d(12), nn.SiLU()
+        )
         self.squeeze = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 3, 1), nn.SiLU(), nn.Conv2d(3, 12, 1))
         self.project = nn.Sequential(nn.Conv2d(12, 4, 1, bias=False), nn.BatchNorm2d(4))
         self.gamma = nn.Parameter(torch.full((4, 1, 1), 0.3))
@@ -435,7 +437,12 @@ def packed_inputs(n: int) -> dict[str, Tensor]:
 
 
 ZOO: tuple[Case, ...] = (
-    Case("mlp", mlp, vectors(), outputs=("logits", "centered_logits", "log_probs", "fisher", "one_vs_rest", "adversary_pair")),
+    Case(
+        "mlp",
+        mlp,
+        vectors(),
+        outputs=("logits", "centered_logits", "log_probs", "fisher", "one_vs_rest", "adversary_pair"),
+    ),
     Case("no bias", no_bias, vectors()),
     Case("convolutions", conv_zoo, images(), outputs=("logits", "one_vs_rest")),
     Case("convolutions 1d 3d", conv_1d_3d, lambda n: torch.randn(n, 3, 10)),

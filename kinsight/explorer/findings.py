@@ -79,7 +79,8 @@ class Findings:
         lonely: positions of the loneliest samples, the loneliest first.
         crowded: positions of the most crowded, the most crowded first.
         suspects: the targets that the neighborhood contradicts; None where they were not or could not be looked for.
-        no_suspects: why not.
+        suggestions: the label suggested for each suspect, in words.
+        no_suspects: why there are none, where that is so.
         check: the suspects against the truth, where it was passed.
         portraits: what is shown of samples of the data, by position.
     """
@@ -92,6 +93,7 @@ class Findings:
     lonely: tuple[int, ...]
     crowded: tuple[int, ...]
     suspects: LabelSuspects | None
+    suggestions: tuple[str, ...]
     no_suspects: str
     check: TruthCheck | None
     portraits: Mapping[int, Portrait]
@@ -159,6 +161,7 @@ def examine(
         lonely,
         crowded,
         suspects,
+        () if suspects is None else tuple(painter.words(target) for target in suspects.suggested),
         reason,
         None if right is None or suspects is None else _checked(suspects, samples, right),
         painter.portraits(sorted({*lonely, *crowded, *_places(found), *_places(suspects)})),
@@ -194,9 +197,7 @@ def _suspects(
     if samples.targets is None:
         return None, "The data has no labels, so there is nothing to contradict."
     try:
-        found = label_suspects(
-            kernel, samples, n_suspects=n_suspects, normalization=normalization, progress=progress
-        )
+        found = label_suspects(kernel, samples, n_suspects=n_suspects, normalization=normalization, progress=progress)
     except TargetError as error:
         return None, f"The labels of this data cannot be judged. {error}"
     return found, ""

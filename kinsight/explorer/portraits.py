@@ -83,7 +83,9 @@ class Painter:
     def _predictions(self, batch: Batch) -> Tensor | None:
         """The class predicted for each sample [n], or the values predicted [n d]; None where there are none."""
         try:
-            outputs = GradientKernel(self.kernel.model, "logits", parameters=list(self.kernel.parameters)).outputs(batch)
+            outputs = GradientKernel(self.kernel.model, "logits", parameters=list(self.kernel.parameters)).outputs(
+                batch
+            )
         except InputError:  # the model returns something that is not [n c]
             return None
         if self.is_classification:
@@ -97,12 +99,13 @@ class Painter:
             id=batch.ids[row],
             image=None if is_text else preview,
             text=preview if is_text else first_values(batch, row) if preview is None else "",
-            label=self._words(None if batch.targets is None else batch.targets[row]),
-            prediction=self._words(prediction),
-            truth=self._words(None if self.truth is None else self.truth[place]),
+            label=self.words(None if batch.targets is None else batch.targets[row]),
+            prediction=self.words(prediction),
+            truth=self.words(None if self.truth is None else self.truth[place]),
         )
 
-    def _words(self, target: Tensor | None) -> str:
+    def words(self, target: Tensor | None) -> str:
+        """A target or a prediction in words; empty for None."""
         return "" if target is None else label_text(target, self.class_names if self.is_classification else None)
 
 

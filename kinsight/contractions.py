@@ -1,0 +1,120 @@
+"""Inner products of factored gradients, on plain tensors, and the rule for when to multiply the factors out.
+
+Axis letters: n m samples, c d outputs, t s positions, g groups, i o features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Form = Literal["trace", "diagonal", "blocks"]
+"""What a Gram block keeps of each pair's [c d] block: its trace, its diagonal, or all of it."""
+
+SCRATCH_BYTES = 64 * 2**20
+"""Upper bound of a contraction's scratch memory. Larger chunks measured no faster than this on 2 cores."""
+
+
+def is_built_cheaper(*, t: int, g: int, i: int, o: int, c: int, input_cost: int | None = None) -> bool:
+    """Whether one pair's inner product costs fewer flops on built gradients than on their factors.
+
+    Built: c g i o products. Factored: for each of t^2 pairs of positions, i products for the inputs, c o for the
+    output gradients, and one more to combine (counted as 8: it streams memory where the others are matrix products).
+    """
+    factored = t * t * g * ((i if input_cost is None else input_cost) + c * o + 8)
+    return t > 1 and c * g * i * o < factored
+
+
+def position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], form: Form) -> Tensor:
+    """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors.
+
+    Args:
+        inputs: of both batches, [g n t i], or tokens [n t].
+        gradients: of both batches, [n c t g o].
+        form: what is kept of each pair's block.
+    """
+    inputs_x, inputs_y = inputs
+    gradients_x, gradients_y = (each.permute(3, 0, 2, 1, 4) for each in gradients)  # [g n t c o]
+    g, _, t, c, o = gradients_x.shape
+    m, s, d = gradients_y.shape[1:4]
+    blocks = []
+    for rows in chunks(
+        gradients_x.shape[1], 4 * g * m * t * s * (2 if form == "trace" else 1 + c * (d if form == "blocks" else 1))
+    ):
+        if inputs_x.dim() == 2:
+            products = same_token(inputs_x[rows, :, None, None], inputs_y).to(gradients_x.dtype)[None]
+        else:
+            flat_x, flat_y = inputs_x[:, rows].flatten(1, 2), inputs_y.flatten(1, 2)
+            products = torch.bmm(flat_x, flat_y.transpose(1, 2)).reshape(g, -1, t, m, s)
+        chunk = gradients_x[:, rows]
+        if form == "trace":
+            gradient_products = torch.bmm(
+                chunk.reshape(g, -1, c * o), gradients_y.reshape(g, m * s, c * o).transpose(1, 2)
+            )
+            blocks.append((products * gradient_products.reshape(products.shape)).sum(dim=(0, 2, 4)))
+        elif form == "diagonal":
+            pairs = torch.einsum("gntco,gmsco->gntmsc", chunk, gradients_y)
+            blocks.append(torch.einsum("gntms,gntmsc->nmc", products, pairs))
+        else:
+            pairs = torch.einsum("gntco,gmsdo->gntmscd", chunk, gradients_y)
+            blocks.append(torch.einsum("gntms,gntmscd->nmcd", products, pairs))
+    return torch.cat(blocks)
+
+
+def crossed_gram(x_inputs: Tensor, x_gradients: Tensor, tokens: Tensor, y_gradients: Tensor, form: Form) -> Tensor:
+    """Gram block between two uses of a tied table: as the weight of a linear layer, and as an embedding.
+
+    The layer's output gradient is read at the tokens, its input meets the embedding's output gradient.
+
+    Args:
+        x_inputs: the layer's, [n t i].
+        x_gradients: the layer's output gradients, [n c t vocabulary].
+        tokens: looked up, [m s].
+        y_gradients: the embedding's output gradients, [m c s i].
+        form: what is kept of each pair's block.
+    """
+    blocks = []
+    seen = (tokens >= 0).to(x_gradients.dtype)
+    m, s = tokens.shape
+    n, t = x_inputs.shape[:2]
+    outputs = {"trace": "nm", "diagonal": "nmc", "blocks": "nmcd"}[form]
+    d = "d" if form == "blocks" else "c"
+    for rows in chunks(n, 4 * t * m * s * (x_gradients.shape[1] + y_gradients.shape[1])):
+        at_tokens = x_gradients[rows][..., tokens.clamp(min=0)] * seen
+        met = torch.einsum(f"nti,m{d}si->nm{d}ts", x_inputs[rows], y_gradients)
+        blocks.append(torch.einsum(f"nctms,nm{d}ts->{outputs}", at_tokens, met))
+    return torch.cat(blocks)
+
+
+def same_token(x: Tensor, y: Tensor) -> Tensor:
+    """Whether two tokens are the same, and not padding (-1)."""
+    return (x == y) & (x >= 0)
+
+
+def self_product(x: Tensor) -> Tensor:
+    """x x^T for each sample, in float64. [n c p] -> [n c c]."""
+    x = x.double()
+    return torch.bmm(x, x.transpose(1, 2))
+
+
+def mirrored(block: Tensor, form: Form) -> Tensor:
+    """The Gram block of (y, x) from that of (x, y)."""
+    return block.permute(1, 0, 3, 2) if form == "blocks" else block.transpose(0, 1)
+
+
+def total_of(parts: Sequence[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def chunks(n: int, bytes_per_sample: int) -> Iterator[slice]:
+    """Slices of 0..n whose scratch memory stays below SCRATCH_BYTES; one empty slice when n is 0."""
+    step = max(1, SCRATCH_BYTES // max(1, bytes_per_sample))
+    for start in range(0, max(n, 1), step):
+        yield slice(start, min(start + step, n))

@@ -1,0 +1,45 @@
+"""Which of a model's parameters count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from torch import nn
+
+from kinsight.errors import NoParametersError, UnknownNameError
+
+
+def choose_parameters(
+    model: nn.Module, parameters: Callable[[str], bool] | Iterable[str] | None
+) -> dict[str, nn.Parameter]:
+    """The chosen parameters by name, each tensor once, under its first name.
+
+    Raises:
+        NoParametersError: none is left.
+        UnknownNameError: a name the model does not have.
+    """
+    named = dict(model.named_parameters())
+    if parameters is None:
+        chosen = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+    elif callable(parameters):
+        chosen = {name: parameter for name, parameter in named.items() if parameters(name)}
+    else:
+        every = dict(model.named_parameters(remove_duplicate=False))
+        wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+        missing = [name for name in wanted if name not in every]
+        if missing:
+            raise UnknownNameError(
+                f"The model has no parameter {missing[0]!r} ({len(missing)} of {len(wanted)} names are unknown). It "
+                f"has {len(named)}: {', '.join(map(repr, list(named)[:5]))}{', ...' if len(named) > 5 else ''}."
+            )
+        tensors = {id(every[name]) for name in wanted}
+        chosen = {name: parameter for name, parameter in named.items() if id(parameter) in tensors}
+    chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
+    if not chosen:
+        frozen = sum(not parameter.requires_grad for parameter in named.values())
+        raise NoParametersError(
+            f"No parameter of {type(model).__name__} is left to differentiate over: it has {len(named)}, of which "
+            f"{frozen} are frozen. Similarity is about moving parameters; choose some: parameters=lambda name: True "
+            "takes frozen ones too."
+        )
+    return chosen
