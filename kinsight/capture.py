@@ -110,12 +110,15 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
     states = _random_states(model)
+    mixed: MixedSamplesError | None = None
     try:
         for parameter, _ in flags:
             if not parameter.requires_grad:
                 parameter.requires_grad_(True)
         with torch.inference_mode(False), torch.enable_grad(), _plain_kernels(model):
             yield
+    except MixedSamplesError as error:  # two runs that differ: batch statistics, or noise
+        mixed = error
     finally:
         for parameter, flag in flags:
             if parameter.requires_grad != flag:
@@ -130,6 +133,8 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
             "The forward pass drew random numbers, so the output for a sample is a different function at every call "
             "and has no gradient of its own. Turn the noise off (model.eval() does for dropout)."
         )
+    if mixed is not None:
+        raise mixed
 
 
 def refuse_training_mode(model: nn.Module) -> None:
@@ -208,6 +213,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     Raises:
         ModelCallError: the model raised; the message repeats the inputs' shapes.
     """
+    inputs = fresh(inputs)
     try:
         if isinstance(inputs, tuple):
             return model(*inputs)
@@ -220,6 +226,17 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
             f"{error}. A tensor is passed as it is, a tuple as positional arguments, a dict as keywords; samples lie "
             "on axis 0 of every tensor."
         ) from error
+
+
+def fresh(inputs: Any) -> Any:
+    """A copy of the inputs: a model may write into what it is given, and the user's data must stay as they are."""
+    if isinstance(inputs, Tensor):
+        return inputs.detach().clone()
+    if isinstance(inputs, dict):
+        return {key: fresh(value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(fresh(value) for value in inputs)
+    return inputs
 
 
 def never_alone(model: nn.Module, batch: Batch) -> Batch:

@@ -116,7 +116,8 @@ class Differentiator:
     def _outputs(self, batch: Batch) -> Tensor:
         outputs = evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
         n_parameters = sum(parameter.numel() for parameter in self.parameters.values())
-        check_output_count(outputs, limit=self.max_outputs, n_parameters=n_parameters, n=len(batch))
+        limit = outputs.shape[1] if self.output.is_estimate else self.max_outputs  # probes are as many as asked for
+        check_output_count(outputs, limit=limit, n_parameters=n_parameters, n=len(batch))
         check_finite(outputs, batch, "outputs")
         return outputs
 
@@ -176,11 +177,12 @@ class Differentiator:
             )
 
     def _refuse_mixed(self, batch: Batch, outputs: Tensor) -> None:
-        """Raise where the first sample's output changes when it is alone."""
+        """Raise where the first sample's output changes when it is alone (with a copy of itself)."""
         if len(batch) < 2:
             return
         with torch.no_grad():
-            alone = evaluate(self.output, call_model(self.model, batch[:1].inputs), batch[:1].targets, 1)
+            copies = batch[[0, 0]]
+            alone = evaluate(self.output, call_model(self.model, copies.inputs), copies.targets, 2)[:1]
             difference = float((alone - outputs[:1]).abs().max()) if alone.shape == outputs[:1].shape else math.inf
             scale = float(outputs.abs().max())
         if difference > ALONE_TOLERANCE[outputs.dtype] * scale:

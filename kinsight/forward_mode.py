@@ -13,7 +13,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kinsight.axes import Outputs
-from kinsight.capture import untouched
+from kinsight.capture import fresh, untouched
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.samples import Batch
 
@@ -42,7 +42,7 @@ def output_moves(
     """
 
     def outputs_at(values: dict[str, Tensor]) -> Tensor:
-        inputs = batch.inputs
+        inputs = fresh(batch.inputs)
         if isinstance(inputs, dict):
             returned = functional_call(model, values, (), inputs)
         else:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from kinsight.capture import untouched, widen
+from kinsight.capture import fresh, untouched, widen
 from kinsight.gradients import Built
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.reference import per_sample_gradients
@@ -33,9 +33,9 @@ def vmapped(
     Raises whatever `torch.func.vmap` raises on a model it cannot run: fused recurrent layers, routing that depends
     on the data, in-place writes into captured tensors, custom functions without a vmap rule.
     """
-    is_sample = {key: isinstance(part, Tensor) and part.dim() > 0 for key, part in _parts(batch.inputs).items()}
-    mapped = {key: part for key, part in _parts(batch.inputs).items() if is_sample[key]}
-    fixed = {key: part for key, part in _parts(batch.inputs).items() if not is_sample[key]}
+    inputs = _parts(fresh(batch.inputs))
+    mapped = {key: part for key, part in inputs.items() if isinstance(part, Tensor) and part.dim() > 0}
+    fixed = {key: part for key, part in inputs.items() if key not in mapped}
 
     def outputs_of_one(values: dict[str, Tensor], sample: dict[Any, Tensor], target: Tensor | None) -> Tensor:
         parts = {**fixed, **{key: part.unsqueeze(0) for key, part in sample.items()}}

@@ -272,7 +272,8 @@ class Factored(Gradients):
 
     def bound(self) -> Tensor:
         norms: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 4))
-        return (self.inputs.norm(dim=-1) * norms).sum(dim=(1, 2))
+        inputs: Tensor = torch.linalg.vector_norm(self.inputs, dim=-1)
+        return (inputs * norms).sum(dim=(1, 2))
 
     def rows(self, start: int, stop: int) -> Factored:
         inputs, gradients = self.inputs[start:stop], self.output_gradients[start:stop]

@@ -93,34 +93,41 @@ def label_suspects(
         TargetError: no targets, or of the wrong kind.
     """
     samples = Samples.wrap(data)
+    targets = _known_targets(samples)
+    if not power > 0:
+        raise InputError(f"power is {power}: it must be positive.")
+    task = task or ("regression" if targets.is_floating_point() else "classification")
+    votes, total = _votes(kernel, samples, _ballots(targets, task), power, normalization, progress=progress)
+    scores, suggested = _judge(targets, votes, total, task)
+    least = threshold if threshold is not None else _THRESHOLDS[task]
+    order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
+    order = order[scores[order] > least][:n_suspects]
+    places, similarities = _supporters(kernel, samples, order, suggested, task, normalization, n_supporters)
+    return LabelSuspects(
+        ids=tuple(samples.ids[place] for place in order.tolist()),
+        positions=order,
+        scores=scores[order],
+        given=targets[order],
+        suggested=suggested[order],
+        supporter_ids=tuple(tuple(samples.ids[place] for place in row if place >= 0) for row in places.tolist()),
+        supporter_positions=places,
+        supporter_similarities=similarities,
+        all_scores=scores,
+        task=task,
+    )
+
+
+_THRESHOLDS: dict[Task, float] = {"classification": 0.5, "regression": 3.0}
+
+
+def _known_targets(samples: Samples) -> Tensor:
     targets = samples.targets
     if targets is None:
         raise TargetError(
             "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of "
             "(input, target), or unpack=."
         )
-    if not power > 0:
-        raise InputError(f"power is {power}: it must be positive.")
-    task = task or ("regression" if targets.is_floating_point() else "classification")
-    votes, total = _votes(kernel, samples, _ballots(targets, task), power, normalization, progress=progress)
-    scores, suggested = _judge(targets, votes, total, task)
-    least = threshold if threshold is not None else (0.5 if task == "classification" else 3.0)
-    order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
-    order = order[scores[order] > least][:n_suspects]
-    places, similarities = _supporters(kernel, samples, order, suggested, task, normalization, n_supporters)
-    ids = samples.ids
-    return LabelSuspects(
-        ids=tuple(ids[place] for place in order.tolist()),
-        positions=order,
-        scores=scores[order],
-        given=targets[order],
-        suggested=suggested[order],
-        supporter_ids=tuple(tuple(ids[place] for place in row if place >= 0) for row in places.tolist()),
-        supporter_positions=places,
-        supporter_similarities=similarities,
-        all_scores=scores,
-        task=task,
-    )
+    return targets
 
 
 def _ballots(targets: Tensor, task: Task) -> Tensor:
