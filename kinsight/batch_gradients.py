@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
-from kinsight.contractions import Form
+from kinsight.contractions import Form, in_float64
 from kinsight.gradients import Gradients
 from kinsight.samples import Id
 from kinsight.sketch import Projection
@@ -51,11 +51,11 @@ class BatchGradients:
         total: Tensor | None = None
         for name, gradients in self.by_parameter.items():
             if name in other.by_parameter:
-                share = gradients.gram(other.by_parameter[name], form).double()
+                share = in_float64(gradients.gram(other.by_parameter[name], form))
                 total = share if total is None else total + share
         if total is None:
             size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
-            return self.outputs.new_zeros(len(self), len(other), *size, dtype=torch.float64)
+            return in_float64(self.outputs.new_zeros(len(self), len(other), *size))
         return total
 
     def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
@@ -72,7 +72,7 @@ class BatchGradients:
 
     def mix(self, mixing: Mixing) -> BatchGradients:
         """The gradients of a linear map [n a c] of each sample's outputs."""
-        mixed = {name: gradients.mix(mixing.to(gradients.dtype)) for name, gradients in self.by_parameter.items()}
+        mixed = {name: gradients.mix(mixing.to(gradients.tensors[0])) for name, gradients in self.by_parameter.items()}
         return replace(self, by_parameter=mixed)
 
     def compact(self) -> BatchGradients:
@@ -81,12 +81,12 @@ class BatchGradients:
 
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_nc weights[k, n, c] grad_nc. [k n c] -> name -> [k *shape]."""
-        return {name: each.weighted_sum(weights.to(each.dtype)) for name, each in self.by_parameter.items()}
+        return {name: each.weighted_sum(weights.to(each.tensors[0])) for name, each in self.by_parameter.items()}
 
     def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Inner products with k directions, in float64. name -> [k *shape] -> [n c k]."""
         total = [
-            each.dot(directions[name].to(each.dtype)).double()
+            in_float64(each.dot(directions[name].to(each.tensors[0])))
             for name, each in self.by_parameter.items()
             if name in directions
         ]
@@ -94,7 +94,7 @@ class BatchGradients:
 
     def sketch(self, dim: int, seed: int) -> Tensor:
         """Random projections whose inner products estimate the Gram block of each output without bias. [n c dim]."""
-        parts = [each.sketch(Projection(seed, name, dim)).double() for name, each in self.by_parameter.items()]
+        parts = [in_float64(each.sketch(Projection(seed, name, dim))) for name, each in self.by_parameter.items()]
         return torch.stack(parts).sum(dim=0)
 
     def build(self) -> dict[str, Tensor]:

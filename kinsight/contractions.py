@@ -89,6 +89,11 @@ def crossed_gram(x_inputs: Tensor, x_gradients: Tensor, tokens: Tensor, y_gradie
     return torch.cat(blocks)
 
 
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64; on the CPU where its device has no such numbers, as Apple's GPUs."""
+    return tensor.to("cpu", torch.float64) if tensor.device.type == "mps" else tensor.double()
+
+
 def same_token(x: Tensor, y: Tensor) -> Tensor:
     """Whether two tokens are the same, and not padding (-1)."""
     return (x == y) & (x >= 0)
@@ -96,7 +101,7 @@ def same_token(x: Tensor, y: Tensor) -> Tensor:
 
 def self_product(x: Tensor) -> Tensor:
     """x x^T for each sample, in float64. [n c p] -> [n c c]."""
-    x = x.double()
+    x = in_float64(x)
     return torch.bmm(x, x.transpose(1, 2))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kinsight.capture import sample_tags, widen
+from kinsight.contractions import in_float64
 from kinsight.gradients import Gradients
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -36,23 +37,23 @@ def unexplained(outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Map
     """
     n, c = outputs.shape
     generator = torch.Generator().manual_seed(1)
-    squares = [each.bound().double() ** 2 for each in gradients.values()]
+    squares = [in_float64(each.bound()).cpu() ** 2 for each in gradients.values()]
     norms = torch.stack(squares).sum(dim=0).sqrt()
-    scaled = sample_tags(n, generator).to(outputs.device) / torch.where(norms > 0, norms, 1.0)
-    across = sample_tags(c, generator).to(outputs.device)
+    scaled = sample_tags(n, generator) / torch.where(norms > 0, norms, 1.0)
+    across = sample_tags(c, generator)
     weights = scaled[:, None] * across
     expected = torch.autograd.grad(
         outputs,
         [leaves[name] for name in gradients],
-        weights.to(outputs.dtype),
+        weights.to(outputs),
         retain_graph=True,
         allow_unused=True,
     )
     failed = {}
     for (name, captured), truth in zip(gradients.items(), expected, strict=True):
-        found = captured.weighted_sum(weights.to(captured.dtype)[None])[0].double()
-        scale = float((scaled.square() * captured.bound().double().square()).sum().sqrt() * across.abs().max())
-        truth = torch.zeros_like(found) if truth is None else widen(truth).double()
+        found = in_float64(captured.weighted_sum(weights.to(captured.tensors[0])[None])[0])
+        scale = float((scaled.square() * in_float64(captured.bound()).cpu().square()).sum().sqrt() * across.abs().max())
+        truth = torch.zeros_like(found) if truth is None else in_float64(widen(truth))
         difference = float((found - truth).norm())
         if not difference <= TOLERANCE[outputs.dtype] * scale:
             failed[name] = difference / scale if scale > 0 else float("inf")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kinsight.contractions import in_float64
 from kinsight.errors import InputError, UnknownNameError
 from kinsight.forward_mode import output_moves
 from kinsight.kernel import GradientKernel, Normalization, UnitGradients, warn_undefined
@@ -124,7 +125,7 @@ def _sum_of(unit: UnitGradients) -> dict[str, Tensor]:
 
 def _add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
     for name, value in part.items():
-        total[name] = total[name] + value.double() if name in total else value.double()
+        total[name] = total[name] + in_float64(value) if name in total else in_float64(value)
 
 
 def _read(
@@ -180,7 +181,7 @@ def _read_forward(kernel: GradientKernel, batch: Batch, total: Mapping[str, Tens
         output_moves(kernel.model, moved, kernel.output, kernel.parameters, {k: v[a] for k, v in total.items()})
         for a in range(mixing.shape[1])
     ]
-    values = (mixing * torch.stack(moves, dim=1).double()).sum(dim=(1, 2))
+    values = (mixing * in_float64(torch.stack(moves, dim=1))).sum(dim=(1, 2))
     return values.masked_fill(~(mixing != 0).flatten(1).any(dim=1), torch.nan)
 
 

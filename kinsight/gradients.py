@@ -30,6 +30,7 @@ from kinsight.contractions import (
     Form,
     chunks,
     crossed_gram,
+    in_float64,
     is_built_cheaper,
     mirrored,
     position_gram,
@@ -240,9 +241,9 @@ class Factored(Gradients):
             return torch.cat([Built(self.rows(r.start, r.stop).build()).self_blocks() for r in chunks(n, step)])
         blocks = []
         for rows in chunks(n, 8 * g * t * (i + self.c * o + t * (1 + self.c))):
-            inputs = self.inputs[rows].transpose(1, 2).double()
+            inputs = in_float64(self.inputs[rows].transpose(1, 2))
             weights = inputs @ inputs.transpose(2, 3)
-            gradients = self.output_gradients[rows].permute(0, 3, 1, 2, 4).double()
+            gradients = in_float64(self.output_gradients[rows].permute(0, 3, 1, 2, 4))
             moved = torch.einsum("ngts,ngcso->ngcto", weights, gradients)
             blocks.append(torch.einsum("ngcto,ngdto->ncd", gradients, moved))
         return torch.cat(blocks)
@@ -325,8 +326,8 @@ class LookedUp(Gradients):
     def self_blocks(self) -> Tensor:
         blocks = []
         for rows in chunks(self.n, 8 * self.tokens.shape[1] * (self.tokens.shape[1] + 2 * self.c * self.shape[1])):
-            same = same_token(self.tokens[rows, :, None], self.tokens[rows, None, :]).double()
-            gradients = self.output_gradients[rows].double()
+            same = in_float64(same_token(self.tokens[rows, :, None], self.tokens[rows, None, :]))
+            gradients = in_float64(self.output_gradients[rows])
             blocks.append(torch.einsum("ncti,ndti->ncd", gradients, torch.einsum("nts,ncsi->ncti", same, gradients)))
         return torch.cat(blocks)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kinsight.axes import GramBlock, Mask, Mixing, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
 from kinsight.capture import check_finite
+from kinsight.contractions import in_float64
 from kinsight.differentiate import Check, Differentiator
 from kinsight.errors import EmptyDataError, SampleTypeError, UnknownNameError, ZeroGradientWarning
 from kinsight.outputs import OutputFunction, resolve_output
@@ -221,8 +222,8 @@ class GradientKernel:
 
         def shares(a: BatchGradients, b: BatchGradients) -> Tensor:
             known = a.shares(b)
-            zero = torch.zeros(len(a), len(b), dtype=torch.float64, device=self.device)
-            return torch.stack([known[name].double() / a.n_outputs if name in known else zero for name in names], 2)
+            zero = a.outputs.new_zeros(len(a), len(b))
+            return torch.stack([in_float64(known.get(name, zero)) / a.n_outputs for name in names], dim=2)
 
         return dict(zip(names, self._rectangle(x, y, shares).unbind(dim=2), strict=True))
 
@@ -426,7 +427,7 @@ def warn_undefined(ids: Sequence[Id]) -> None:
 def _scaled_sum(shares: dict[str, Tensor]) -> Tensor:
     total: Tensor | None = None
     for share in shares.values():
-        total = share.double() if total is None else total + share.double()
+        total = in_float64(share) if total is None else total + in_float64(share)
     assert total is not None
     return total
 

@@ -87,7 +87,7 @@ def neighbors(
             values = block.cpu().clamp(-1, 1)  # what rounding put above 1 is a tie
             found = torch.arange(c.start, c.stop)
             values = values.masked_fill(values.isnan() | (found == same[r, None]), -torch.inf)
-            best[r], places[r] = _merge(best[r], places[r], values, found.expand_as(values), k)
+            best[r], places[r] = merge_best(best[r], places[r], values, found.expand_as(values), k)
             advance(values.numel())
     missing = best == -torch.inf
     places[missing] = -1
@@ -104,7 +104,7 @@ def self_positions(rows: Samples, columns: Samples) -> Tensor:
     return torch.tensor([place.get(id_, -1) for id_ in rows.ids])
 
 
-def _merge(best: Tensor, places: Tensor, values: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def merge_best(best: Tensor, places: Tensor, values: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of two lists, by value, then by place."""
     if values.shape[1] > k:  # what cannot be among the k best is dropped before the sorts; ties are kept for them
         kth = values.topk(k, dim=1).values[:, -1:]

@@ -11,6 +11,7 @@ import kinsight
 from kinsight.density import Counts
 from kinsight.errors import InputError, TargetError, UnknownNameError, ZeroGradientWarning
 from kinsight.kernel import GradientKernel
+from kinsight.neighbors import merge_best
 from kinsight.samples import Batch, Samples
 from tests.test_engine import EXACT, MODELS, error
 from tests.zoo import ZOO, Case
@@ -147,16 +148,17 @@ def test_neighbors_are_the_largest_similarities(normalization: str) -> None:
     assert rows[6]["rank"] == 2
 
 
-def test_equal_similarities_come_in_the_order_of_the_data() -> None:
-    x = torch.randn(1, 5, dtype=torch.float64).expand(9, 5)
-    for size in (2, 4, 100):
-        kernel = GradientKernel(ZOO[0].model(), "one_vs_rest", batch_size=size)
-        found = kinsight.neighbors(kernel, x, x, 4)
-        expected = [[j for j in range(9) if j != i][:4] for i in range(9)]
-        spread = float(found.similarities.max() - found.similarities.min())
-        assert spread < 1e-12
-        if spread == 0:
-            assert found.positions.tolist() == expected
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_equal_similarities_come_in_the_order_of_the_data(k: int) -> None:
+    values = torch.randint(0, 3, (4, 12)).double()
+    places = torch.arange(12).expand(4, 12)
+    expected = (values * 100 - places).argsort(dim=1, descending=True)[:, :k]
+    for order in ([slice(0, 4), slice(4, 12)], [slice(8, 12), slice(0, 8)], [slice(6, 12), slice(0, 1), slice(1, 6)]):
+        best = torch.full((4, k), -torch.inf, dtype=torch.float64)
+        found = torch.full((4, k), -1)
+        for part in order:
+            best, found = merge_best(best, found, values[:, part], places[:, part], k)
+        assert torch.equal(found, expected)
 
 
 def test_more_neighbors_than_samples() -> None:

@@ -1,0 +1,39 @@
+"""The zoo on a CUDA device: the same numbers as on the CPU."""
+
+import pytest
+import torch
+from torch import nn
+
+import kinsight
+from kinsight.kernel import GradientKernel
+from tests.test_engine import EXACT, MODELS, SINGLE, error
+from tests.zoo import ZOO, Case, to_dtype
+
+pytestmark = pytest.mark.gpu
+
+
+def to_device(model: nn.Module) -> nn.Module:
+    return model.to("cuda")
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_the_same_numbers_in_float64(case: Case) -> None:
+    x, y = case.batch(6), case.batch(5, seed=3)
+    cpu, gpu = GradientKernel(case.model(), case.outputs[0]), GradientKernel(to_device(case.model()), case.outputs[0])
+    assert error(gpu(x, y).cpu(), cpu(x, y)) < EXACT
+    assert error(gpu.similarity(x).cpu(), cpu.similarity(x)) < EXACT
+    assert error(kinsight.soft_count(gpu, x).values, kinsight.soft_count(cpu, x).values) < EXACT
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_float32_does_not_lose_precision_to_tensor_cores(case: Case) -> None:
+    x = case.batch(6)
+    truth = GradientKernel(case.model(), case.outputs[0])(x)
+    gpu = GradientKernel(to_device(case.model(torch.float32)), case.outputs[0])
+    assert error(gpu(to_dtype(x, torch.float32)).cpu(), truth) < SINGLE
+
+
+def test_global_settings_come_back() -> None:
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
+    GradientKernel(to_device(ZOO[0].model()))(ZOO[0].batch(3))
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled) == before
