@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
-from kinsight.contractions import Form, in_float64
+from kinsight.contractions import Form, full_precision, in_float64
 from kinsight.gradients import Gradients
 from kinsight.samples import Id
 from kinsight.sketch import Projection
@@ -35,29 +35,28 @@ class BatchGradients:
     @property
     def n_outputs(self) -> int:
         """Length of the output axis: c, or less or more after `mix`."""
-        return next(iter(self.by_parameter.values())).c
+        return next((gradients.c for gradients in self.by_parameter.values()), self.outputs.shape[1])
 
     @property
     def n_bytes(self) -> int:
         """Memory held by the gradients."""
         return sum(gradients.n_bytes for gradients in self.by_parameter.values())
 
+    @full_precision()
     def gram(self, other: BatchGradients, form: Form = "trace") -> Tensor:
         """Inner products with another batch, summed over parameters in float64.
 
         Returns:
             [n m], the sum over outputs (form 'trace'); [n m c], output by output ('diagonal'); [n m c c] ('blocks').
         """
-        total: Tensor | None = None
+        size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
+        total = in_float64(self.outputs.new_zeros(len(self), len(other), *size))
         for name, gradients in self.by_parameter.items():
             if name in other.by_parameter:
-                share = in_float64(gradients.gram(other.by_parameter[name], form))
-                total = share if total is None else total + share
-        if total is None:
-            size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
-            return in_float64(self.outputs.new_zeros(len(self), len(other), *size))
+                total = total + in_float64(gradients.gram(other.by_parameter[name], form))
         return total
 
+    @full_precision()
     def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
         """Each parameter's share of the inner products."""
         return {
@@ -66,10 +65,15 @@ class BatchGradients:
             if name in other.by_parameter
         }
 
+    @full_precision()
     def self_blocks(self) -> SelfBlocks:
         """K_nn = J_n J_n^T of every sample, in float64. [n c c]."""
-        return torch.stack([each.self_blocks() for each in self.by_parameter.values()]).sum(dim=0)
+        total = in_float64(self.outputs.new_zeros(len(self), self.n_outputs, self.n_outputs))
+        for gradients in self.by_parameter.values():
+            total = total + gradients.self_blocks()
+        return total
 
+    @full_precision()
     def mix(self, mixing: Mixing) -> BatchGradients:
         """The gradients of a linear map [n a c] of each sample's outputs."""
         mixed = {name: gradients.mix(mixing.to(gradients.tensors[0])) for name, gradients in self.by_parameter.items()}
@@ -79,19 +83,23 @@ class BatchGradients:
         """Every parameter's gradients in the form whose Gram block costs least."""
         return replace(self, by_parameter={name: each.compact() for name, each in self.by_parameter.items()})
 
+    @full_precision()
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_nc weights[k, n, c] grad_nc. [k n c] -> name -> [k *shape]."""
         return {name: each.weighted_sum(weights.to(each.tensors[0])) for name, each in self.by_parameter.items()}
 
+    @full_precision()
     def dot(self, directions: Mapping[str, Tensor]) -> Tensor:
         """Inner products with k directions, in float64. name -> [k *shape] -> [n c k]."""
-        total = [
+        empty = in_float64(self.outputs.new_zeros(len(self), self.n_outputs, _count(directions)))
+        total = [empty] + [
             in_float64(each.dot(directions[name].to(each.tensors[0])))
             for name, each in self.by_parameter.items()
             if name in directions
         ]
         return torch.stack(total).sum(dim=0)
 
+    @full_precision()
     def sketch(self, dim: int, seed: int) -> Tensor:
         """Random projections whose inner products estimate the Gram block of each output without bias. [n c dim]."""
         parts = [in_float64(each.sketch(Projection(seed, name, dim))) for name, each in self.by_parameter.items()]
@@ -105,3 +113,7 @@ class BatchGradients:
         """The gradients of samples start:stop."""
         parts = {name: each.rows(start, stop) for name, each in self.by_parameter.items()}
         return BatchGradients(self.ids[start:stop], self.outputs[start:stop], parts)
+
+
+def _count(directions: Mapping[str, Tensor]) -> int:
+    return next((len(direction) for direction in directions.values()), 0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -47,10 +47,14 @@ class Batch:
     inputs: Inputs
     ids: tuple[Id, ...] = ()
     targets: Tensor | None = None
+    has_own_ids: bool = field(init=False, default=False, repr=False)
+    """Whether the ids were given. Positions that stand in for them name nothing outside this batch."""
 
     def __post_init__(self) -> None:
         n = n_samples(self.inputs)
-        ids = checked_ids(self.ids) or tuple(range(n))
+        given = checked_ids(self.ids)
+        object.__setattr__(self, "has_own_ids", bool(given))
+        ids = given or tuple(range(n))
         object.__setattr__(self, "ids", ids)
         check_length("ids", len(ids), n)
         if self.targets is not None:

@@ -9,6 +9,7 @@ assumed: see `find_layouts`.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node
 
-from kinsight.errors import MixedSamplesError, ModelCallError, NonFiniteError, StochasticModelError
+from kinsight.contractions import full_precision
+from kinsight.errors import MixedSamplesError, ModelCallError, ModelError, NonFiniteError, StochasticModelError
 from kinsight.graph import Use, output_shape
 from kinsight.samples import Batch, Inputs
 
@@ -107,6 +109,8 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
         MixedSamplesError: a batch normalization is in training mode.
     """
     refuse_training_mode(model)
+    refuse_rewritten_tables(model)
+    versions = [(name, parameter, parameter._version) for name, parameter in parameters.items()]
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
     states = _random_states(model)
@@ -133,8 +137,30 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
             "The forward pass drew random numbers, so the output for a sample is a different function at every call "
             "and has no gradient of its own. Turn the noise off (model.eval() does for dropout)."
         )
+    rewritten = [name for name, parameter, version in versions if parameter._version != version]
+    if rewritten:
+        raise ModelError(
+            f"The forward pass wrote into {len(rewritten)} of the model's parameters: {rewritten[:3]}. Their values "
+            "before are lost, and every gradient belongs to other weights. Load the model again, and take the writing out."
+        )
     if mixed is not None:
         raise mixed
+
+
+def refuse_rewritten_tables(model: nn.Module) -> None:
+    """Raise for embeddings whose use changes their weights, or whose gradients depend on the rest of the batch."""
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            raise ModelError(
+                f"'{name}' is an {type(module).__name__} with max_norm={module.max_norm}: every forward pass rewrites rows "
+                "of its table, so the model would not come back as it went in. Renormalize the table once, and set "
+                "max_norm to None."
+            )
+        if getattr(module, "scale_grad_by_freq", False):
+            raise ModelError(
+                f"'{name}' is an {type(module).__name__} with scale_grad_by_freq: its gradient for one sample depends on "
+                "how often a token occurs in the whole batch. Set it to False: the model's outputs stay the same."
+            )
 
 
 def refuse_training_mode(model: nn.Module) -> None:
@@ -166,13 +192,13 @@ def _plain_kernels(model: nn.Module) -> Iterator[None]:
     also refuse to run backwards in eval mode.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with contextlib.ExitStack() as stack:
+    with full_precision(), contextlib.ExitStack() as stack:
         if recurrent:
             stack.enter_context(
                 torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
             )
-        if torch.cuda.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(enabled=not recurrent, allow_tf32=False))
+        if recurrent and torch.cuda.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
         yield
 
 
@@ -215,17 +241,27 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """
     inputs = fresh(inputs)
     try:
-        if isinstance(inputs, tuple):
-            return model(*inputs)
-        if isinstance(inputs, dict):
-            return model(**inputs)
-        return model(inputs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="None of the inputs have requires_grad")  # of a checkpoint
+            if isinstance(inputs, tuple):
+                return model(*inputs)
+            if isinstance(inputs, dict):
+                return model(**inputs)
+            return model(inputs)
+    except UserWarning as warning:
+        raise ModelError(HIDDEN_BY_CHECKPOINT) from warning
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
         raise ModelCallError(
             f"The model {type(model).__name__} raised {type(error).__name__} on a batch of {describe_inputs(inputs)}: "
             f"{error}. A tensor is passed as it is, a tuple as positional arguments, a dict as keywords; samples lie "
             "on axis 0 of every tensor."
         ) from error
+
+
+HIDDEN_BY_CHECKPOINT = (
+    "A block of the model is checkpointed with use_reentrant=True, which hides its parameters from the graph. Turn "
+    "gradient checkpointing off, or use use_reentrant=False."
+)
 
 
 def fresh(inputs: Any) -> Any:

@@ -5,6 +5,7 @@ Axis letters: n m samples, c d outputs, t s positions, g groups, i o features.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -87,6 +88,27 @@ def crossed_gram(x_inputs: Tensor, x_gradients: Tensor, tokens: Tensor, y_gradie
         met = torch.einsum(f"nti,m{d}si->nm{d}ts", x_inputs[rows], y_gradients)
         blocks.append(torch.einsum(f"nctms,nm{d}ts->{outputs}", at_tokens, met))
     return torch.cat(blocks)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products and convolutions of float32 numbers in float32: TF32 and its like are wrong by 1e-3."""
+    before = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        if before != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, before)
+        if torch.cuda.is_available() and torch.backends.cudnn.allow_tf32:
+            benchmark, deterministic = torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic
+            stack.enter_context(
+                torch.backends.cudnn.flags(
+                    enabled=torch.backends.cudnn.enabled,
+                    benchmark=benchmark,
+                    deterministic=deterministic,
+                    allow_tf32=False,
+                )
+            )
+        yield
 
 
 def in_float64(tensor: Tensor) -> Tensor:

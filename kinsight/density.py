@@ -4,8 +4,9 @@
     hard   N_tau(x) = number of k(x, x_j) > tau  block by block
     power  N_a(x) = sum over k > 0 of k^a        block by block
 
-with k the similarity. x itself counts where it is in the data, by id; `include_self=False` takes its exact term out.
-Samples with zero gradient have no similarity: they add nothing to any count, and their own count is nan.
+with k the similarity. x itself counts where it is in the data: when it is counted around the data's own samples, or by
+the id that a query was given; `include_self=False` takes its exact term out. A query without an id of its own is a
+stranger. Samples with zero gradient have no similarity: they add nothing to any count, and their own count is nan.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def soft_count(
         `Counts`, [n].
     """
     samples = Samples.wrap(data)
-    targets = samples if queries is None else Samples.wrap(queries)
+    targets = samples if queries is None or queries is data else Samples.wrap(queries)
     if route not in ("auto", "forward", "captures"):
         raise UnknownNameError(f"route {route!r} is unknown: use 'auto', 'forward' or 'captures'.")
     if route == "forward" and targets is not samples:
@@ -267,7 +268,7 @@ def _blockwise(
     progress: bool,
 ) -> Counts:
     samples = Samples.wrap(data)
-    targets = samples if queries is None else Samples.wrap(queries)
+    targets = samples if queries is None or queries is data else Samples.wrap(queries)
     same = self_positions(targets, samples)
     values: Tensor | None = None
     undefined = torch.ones(len(targets), dtype=torch.bool)

@@ -19,6 +19,7 @@ from torch.autograd.graph import GradientEdge
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.capture import (
+    HIDDEN_BY_CHECKPOINT,
     LayerCapture,
     Layouts,
     call_model,
@@ -89,11 +90,16 @@ class Differentiator:
         """
         copies = never_alone(self.model, batch)
         if copies is not batch:
-            return self(copies, is_differentiable=is_differentiable).rows(0, 1)
+            return self._differentiate(copies, is_differentiable=is_differentiable, are_copies=True).rows(0, 1)
+        return self._differentiate(batch, is_differentiable=is_differentiable)
+
+    def _differentiate(
+        self, batch: Batch, *, is_differentiable: bool = False, are_copies: bool = False
+    ) -> BatchGradients:
         with untouched(self.model, self.parameters):
             outputs = self._outputs(batch)
             graph = self._graph(outputs)
-            plan, is_new = self._plan(outputs, graph, batch)
+            plan, is_new = self._plan(outputs, graph, are_copies=are_copies)
             gradients = self._from_rules(outputs, graph, plan, is_differentiable=is_differentiable, is_new=is_new)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
             self._refuse_uncaptured(generic, plan)
@@ -125,10 +131,7 @@ class Differentiator:
         chosen = {id(parameter): name for name, parameter in self.parameters.items()}
         graph = find_uses(outputs, chosen, list(self.model.parameters()))
         if "CheckpointFunction" in graph.names:
-            raise ModelError(
-                "A block of the model is checkpointed with use_reentrant=True, which hides its parameters from the "
-                "graph. Turn gradient checkpointing off, or use use_reentrant=False."
-            )
+            raise ModelError(HIDDEN_BY_CHECKPOINT)
         if not graph.leaves:
             raise IndependentOutputError(
                 f"The output {self.output.name!r} depends on none of the {len(self.parameters)} chosen parameters "
@@ -139,10 +142,13 @@ class Differentiator:
 
     # ------------------------------------------------------------------------------------------- plan and proof
 
-    def _plan(self, outputs: Tensor, graph: Graph, batch: Batch) -> tuple[_Plan, bool]:
-        """The plan for this kind of batch, and whether it has yet to be proved."""
-        n = len(batch)
-        kind = _kind(graph, outputs, n)
+    def _plan(self, outputs: Tensor, graph: Graph, *, are_copies: bool) -> tuple[_Plan, bool]:
+        """The plan for this kind of batch, and whether it has yet to be proved.
+
+        One sample, or copies of one, prove nothing about batches of several: they are of a kind of their own.
+        """
+        n = outputs.shape[0]
+        kind = (*_kind(graph, outputs, n), are_copies)
         known = self._plans.get(kind)
         if known is not None and not graph.is_data_dependent and self.check != "always":
             return known, False
@@ -159,14 +165,15 @@ class Differentiator:
     def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> None:
         """Compare with ordinary autograd; send what fails to the generic path; refuse what fails there too."""
         self._refuse_mixed(batch, outputs)
-        failed = unexplained(outputs, gradients, self.parameters)
+        leaves = {name: self.parameters[name] for name in graph.leaves}
+        failed = unexplained(outputs, gradients, leaves)
         retried = {name: self.parameters[name] for name in failed if not plan.reasons.get(name)}
         if retried:
             for name in retried:
                 plan.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
             self._refuse_uncaptured(retried, plan)
             gradients.update(self._from_generic(batch, retried, plan))
-            failed = unexplained(outputs, gradients, self.parameters)
+            failed = unexplained(outputs, gradients, leaves)
         if failed:
             name, difference = max(failed.items(), key=lambda item: item[1])
             raise MixedSamplesError(
@@ -233,6 +240,10 @@ class Differentiator:
                 reason = f"samples could not be told apart at {use.name!r}"
             for name in use.parameters if reason else ():
                 plan.reasons.setdefault(name, reason)
+        used = {name for use in graph.uses for name in use.parameters}
+        for name in graph.leaves:
+            if name not in used and name not in graph.idle:
+                plan.reasons.setdefault(name, "the output is made of it without any data")
 
     def _to_parameters(self, use: Use, weight: Gradients, graph: Graph) -> dict[str, Gradients]:
         """From the gradients over a weight to those over the parameters it was made of."""

@@ -269,7 +269,10 @@ class Factored(Gradients):
         return torch.bmm(self.output_gradients.reshape(n, self.c, t * g * o), moved)
 
     def sketch(self, projection: Projection) -> Tensor:
-        return projection.of_factored(self.inputs, self.output_gradients, self.gradient_first)
+        sketch = projection.of_factored(
+            self.inputs, self.output_gradients, self.shape, gradient_first=self.gradient_first
+        )
+        return projection.of_built(self.build()) if sketch is None else sketch
 
     def bound(self) -> Tensor:
         norms: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 4))

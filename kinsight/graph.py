@@ -66,6 +66,7 @@ class Graph:
     Args:
         uses: every use of a chosen parameter, in a fixed order.
         leaves: the graph's leaf of each chosen parameter that the outputs depend on.
+        idle: names of parameters with a use that got no rows, as an expert that no sample was sent to.
         is_data_dependent: whether rows are gathered by index, as routed experts do: then the place of a sample can
             change from batch to batch.
         n_nodes: size of the graph.
@@ -74,6 +75,7 @@ class Graph:
 
     uses: tuple[Use, ...]
     leaves: Mapping[str, Node]
+    idle: frozenset[str]
     is_data_dependent: bool
     n_nodes: int
     names: frozenset[str]
@@ -143,6 +145,7 @@ def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[T
     uses: list[Use] = []
     leaves: dict[str, Node] = {}
     names_seen: set[str] = set()
+    idle: set[str] = set()
     for node in _children_first(outputs.grad_fn):
         weight = walk.below[node] = walk.weight_of(node)
         if is_leaf(node):
@@ -153,9 +156,13 @@ def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[T
         if weight is None:
             for operand, child, number in children(node):
                 names = walk.below[child]
-                if names and 0 not in output_shape(node):  # an expert that got no rows is no use
+                if names and 0 in output_shape(node):
+                    idle.update(names)
+                elif names:
                     uses.append(Use(node, operand, (child, number), tuple(sorted(names))))
-    return Graph(tuple(uses), leaves, bool(names_seen & GATHERS), len(walk.below), frozenset(names_seen))
+    return Graph(
+        tuple(uses), leaves, frozenset(idle), bool(names_seen & GATHERS), len(walk.below), frozenset(names_seen)
+    )
 
 
 def _children_first(root: Node | None) -> Iterator[Node]:

@@ -15,7 +15,7 @@ from kinsight.batch_gradients import BatchGradients
 from kinsight.capture import check_finite
 from kinsight.contractions import in_float64
 from kinsight.differentiate import Check, Differentiator
-from kinsight.errors import EmptyDataError, SampleTypeError, UnknownNameError, ZeroGradientWarning
+from kinsight.errors import EmptyDataError, InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
 from kinsight.outputs import OutputFunction, resolve_output
 from kinsight.parameters import choose_parameters
 from kinsight.samples import Batch, Id, Inputs, as_batch
@@ -201,7 +201,7 @@ class GradientKernel:
 
     def __call__(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
         """The kernel, Tr K(x, y) / c. [n m]."""
-        return self._rectangle(x, y, lambda a, b: _scaled_sum(a.shares(b)) / a.n_outputs)
+        return self._rectangle(x, y, _mean_over_outputs)
 
     def blocks(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> OutputBlocks:
         """K(x, y): entry [n, m, a, b] is grad f_a(x_n) . grad f_b(y_m). [n m c c]."""
@@ -239,6 +239,8 @@ class GradientKernel:
                 "output=probes(k=16, seed=0)."
             )
         each = self._rectangle(x, y, lambda a, b: a.gram(b, "diagonal"))
+        if each.shape[2] < 2:
+            raise InputError("One probe gives no standard error: use output=probes(k) with k of 2 or more.")
         return Estimate(each.mean(dim=2), each.std(dim=2) / each.shape[2] ** 0.5)
 
     # ------------------------------------------------------------------------------------------ similarities
@@ -424,11 +426,11 @@ def warn_undefined(ids: Sequence[Id]) -> None:
         )
 
 
-def _scaled_sum(shares: dict[str, Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for share in shares.values():
-        total = in_float64(share) if total is None else total + in_float64(share)
-    assert total is not None
+def _mean_over_outputs(a: BatchGradients, b: BatchGradients) -> Tensor:
+    """Tr K / c, each parameter's share divided by c before it is added, so that the shares add up to it exactly."""
+    total = in_float64(a.outputs.new_zeros(len(a), len(b)))
+    for share in a.shares(b).values():
+        total = total + in_float64(share) / a.n_outputs
     return total
 
 

@@ -54,8 +54,8 @@ def neighbors(
 ) -> Neighbors:
     """The samples of `data` that the network finds most similar to each query: exact, streamed, block by block.
 
-    A query that is itself in the data, by id, is not its own neighbor: pass queries with ids of their own (strings,
-    say) where positions would coincide by accident. Samples with zero gradient are nobody's neighbor.
+    A query that is itself in the data is not its own neighbor: when `queries` is `data`, or by the ids that the queries
+    were given. Queries without ids of their own are strangers. Samples with zero gradient are nobody's neighbor.
 
     Args:
         kernel: the gradient kernel of the network.
@@ -76,7 +76,8 @@ def neighbors(
     """
     if n_neighbors < 1:
         raise InputError(f"n_neighbors is {n_neighbors}: ask for at least 1.")
-    rows, columns = Samples.wrap(queries), Samples.wrap(data)
+    columns = Samples.wrap(data)
+    rows = columns if queries is data else Samples.wrap(queries)
     same = self_positions(rows, columns)
     k = min(n_neighbors, len(columns))
     best = torch.full((len(rows), k), -torch.inf, dtype=torch.float64)
@@ -97,10 +98,13 @@ def neighbors(
 
 
 def self_positions(rows: Samples, columns: Samples) -> Tensor:
-    """Where each sample of the rows lies among the columns, by id; -1 where it does not. [n]."""
+    """Where each sample of the rows lies among the columns, by id; -1 where it does not. [n].
+
+    Rows without ids of their own are strangers: their numbers coincide with those of the columns by accident.
+    """
     if rows is columns:
         return torch.arange(len(rows))
-    place = {id_: position for position, id_ in enumerate(columns.ids)}
+    place = {id_: position for position, id_ in enumerate(columns.ids)} if rows.has_own_ids else {}
     return torch.tensor([place.get(id_, -1) for id_ in rows.ids])
 
 

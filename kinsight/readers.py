@@ -54,9 +54,13 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, positions: Sequence[int]) -> Batch: ...
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions, in the order asked for."""
+        ...
 
-    def batches(self, batch_size: int) -> Iterator[Batch]: ...
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample, in order, at most `batch_size` at a time."""
+        ...
 
 
 class _Held:
@@ -128,6 +132,7 @@ class Streamed:
         return self.n
 
     def take(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions, in the order asked for."""
         wanted = sorted(set(positions))
         found: list[Batch] = []
         start = n_found = 0
@@ -143,6 +148,7 @@ class Streamed:
         return concatenate(found)[[bisect_left(wanted, i) for i in positions]]
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample, in order, at most `batch_size` at a time."""
         n = 0
         for batch in _rebatched(self.parts(), batch_size):
             n += len(batch)
@@ -168,9 +174,11 @@ class First:
         return min(self.n, len(self.reader))
 
     def take(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions, in the order asked for."""
         return self.reader.take(positions)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample, in order, at most `batch_size` at a time."""
         left = self.n
         for batch in self.reader.batches(min(batch_size, self.n)):
             yield batch[:left]
@@ -211,7 +219,7 @@ def reader_of(data: Any, unpack: Unpack | None) -> Reader:
 
 def _batches_reader(batches: list[Batch]) -> Streamed:
     reader = Streamed(lambda: iter(batches), sum(map(len, batches)))
-    if any(batch.ids != tuple(range(len(batch))) for batch in batches):  # else they are the defaults of each
+    if any(batch.has_own_ids for batch in batches):
         reader.ids = tuple(name for batch in batches for name in batch.ids)
     return reader
 

@@ -89,6 +89,7 @@ class Samples:
         self._targets = as_targets(labels if targets is None else targets)
         self._has_own_targets = self._targets is None  # whether they come with the batches
         self._ids = checked_ids(ids) if ids is not None else getattr(self._reader, "ids", None)
+        self.has_own_ids = self._ids is not None
         is_counted = not isinstance(self._reader, Streamed) or self._reader.n is not None
         if is_counted or self._targets is not None or self._ids is not None:
             n = len(self)  # costs a pass over a stream, so only where there is something to compare with
@@ -162,7 +163,7 @@ class Samples:
         """
         fewer = copy(self)
         fewer._reader = First(self._reader, checked_count("n", n))
-        fewer._ids = None if self._ids is None else self._ids[:n]
+        fewer._ids, fewer.has_own_ids = self.ids[:n], True
         fewer._targets = None if self._targets is None else self._targets[:n]
         return fewer
 

@@ -278,6 +278,88 @@ def test_reentrant_checkpoints_are_refused() -> None:
     assert torch.allclose(GradientKernel(model)(x), GradientKernel(plain)(x))
 
 
+def test_reentrant_checkpoints_on_the_first_block_are_refused_too() -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(3, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=True))
+
+    with pytest.raises(ModelError, match="use_reentrant=True, which hides its parameters"):
+        GradientKernel(Checkpointed())(X)
+
+
+class WritesIntoItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.body.weight.mul_(0.9)
+        return self.body(x)
+
+
+def test_models_that_write_into_their_weights_are_refused() -> None:
+    ids = torch.tensor([[1, 2], [2, 2]])
+    table = nn.Embedding(4, 3, max_norm=0.1)
+    before = table.weight.detach().clone()
+    with pytest.raises(ModelError, match=r"'0' is an Embedding with max_norm=0.1: every forward pass rewrites"):
+        GradientKernel(nn.Sequential(table, nn.Flatten()))(ids)
+    assert torch.equal(table.weight, before)
+    with pytest.raises(ModelError, match=r"scale_grad_by_freq.*Set it to False"):
+        GradientKernel(nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Flatten()))(ids)
+    with pytest.raises(ModelError, match=r"wrote into 1 of the model's parameters: \['body.weight'\]"):
+        GradientKernel(WritesIntoItself())(X)
+
+
+def test_a_model_that_mixes_is_refused_after_one_sample_too() -> None:
+    model = nn.Sequential(
+        nn.Conv1d(3, 5, 2, bias=False), nn.BatchNorm1d(5, track_running_stats=False), nn.Flatten(), nn.Linear(40, 4)
+    ).eval()
+    x = torch.randn(6, 3, 9)
+    kernel = GradientKernel(model)
+    kernel(x[:1])
+    with pytest.raises(MixedSamplesError, match="different when it is alone"):
+        kernel(x)
+
+
+class OnlyWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.a * self.b] * len(x))
+
+
+def test_outputs_made_of_weights_alone() -> None:
+    model = OnlyWeights().double()
+    norm = float(model.a.detach().square().sum() + model.b.detach().square().sum())
+    assert torch.allclose(GradientKernel(model)(X), torch.full((4, 4), norm / 2, dtype=torch.float64))
+
+
+class RolledKeys(nn.Module):
+    """The key bias of attention, on a generic path: its true gradient is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(4, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 4)
+        self.b = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys = self.k(x) + torch.roll(self.b, 1)
+        return ((self.q(x) @ keys.transpose(1, 2)).softmax(-1) @ self.v(x)).mean(1)
+
+
+def test_a_gradient_that_is_zero_by_symmetry_is_no_fault() -> None:
+    kernel = GradientKernel(RolledKeys().double())
+    kernel(torch.randn(5, 3, 4, dtype=torch.float64))
+    assert kernel.routes["b"].startswith("vmap")
+
+
 class WritesIntoItsInput(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -303,6 +385,8 @@ def test_the_users_data_stay_as_they_are() -> None:
 
 
 def test_estimates_are_for_estimates() -> None:
+    with pytest.raises(InputError, match="One probe gives no standard error"):
+        GradientKernel(linear(), outputs.probes(k=1)).estimate(X)
     with pytest.raises(UnknownNameError, match="'logits' is exact"):
         GradientKernel(linear()).estimate(X)
 

@@ -122,7 +122,7 @@ def test_a_sample_counts_itself_unless_told_otherwise(count: Callable[..., Count
     kernel = GradientKernel(case.model(), batch_size=3)
     with_self, without = count(kernel, x), count(kernel, x, include_self=False)
     assert torch.allclose(with_self.values - without.values, torch.ones(8, dtype=torch.float64))
-    strangers = Samples(x[:3], ids=["a", "b", "c"])
+    strangers = x[:3]
     known = Samples(x[:3], ids=[0, 1, 2])
     assert torch.allclose(count(kernel, x, strangers, include_self=False).values, with_self.values[:3])
     assert torch.allclose(count(kernel, x, known, include_self=False).values, without.values[:3])
@@ -142,6 +142,10 @@ def test_neighbors_are_the_largest_similarities(normalization: str) -> None:
         own = kinsight.neighbors(kernel, x, x, 5, normalization=normalization)
         masked = block(kernel, normalization, x, x).fill_diagonal_(-2).sort(dim=1, descending=True)
         assert torch.equal(own.positions, masked.indices[:, :5])
+    own_again = kinsight.neighbors(kernel, Samples(x[:4], ids=[0, 1, 2, 3]), x, 5, normalization=normalization)
+    assert torch.equal(own_again.positions, own.positions[:4])
+    strangers = kinsight.neighbors(kernel, x[:4], x, 5, normalization=normalization)
+    assert strangers.positions[:, 0].tolist() == [0, 1, 2, 3]
     rows = list(found.rows())
     assert len(rows) == 20
     assert rows[6]["query"] == "b"
@@ -163,7 +167,8 @@ def test_equal_similarities_come_in_the_order_of_the_data(k: int) -> None:
 
 def test_more_neighbors_than_samples() -> None:
     case = ZOO[0]
-    found = kinsight.neighbors(GradientKernel(case.model()), case.batch(3), case.batch(3), 10)
+    x = case.batch(3)
+    found = kinsight.neighbors(GradientKernel(case.model()), x, x, 10)
     assert [len(row) for row in found.ids] == [2, 2, 2]
     assert found.positions.shape == (3, 3)
     assert found.positions[:, 2].tolist() == [-1, -1, -1]
