@@ -76,7 +76,7 @@ class BatchGradients:
     @full_precision()
     def mix(self, mixing: Mixing) -> BatchGradients:
         """The gradients of a linear map [n a c] of each sample's outputs."""
-        mixed = {name: gradients.mix(mixing.to(gradients.tensors[0])) for name, gradients in self.by_parameter.items()}
+        mixed = {name: gradients.mix(mixing) for name, gradients in self.by_parameter.items()}
         return replace(self, by_parameter=mixed)
 
     def compact(self) -> BatchGradients:

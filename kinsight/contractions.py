@@ -6,6 +6,7 @@ Axis letters: n m samples, c d outputs, t s positions, g groups, i o features.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -114,6 +115,17 @@ def full_precision() -> Iterator[None]:
 def in_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64; on the CPU where its device has no such numbers, as Apple's GPUs."""
     return tensor.to("cpu", torch.float64) if tensor.device.type == "mps" else tensor.double()
+
+
+def mixed(mixing: Tensor, values: Tensor) -> Tensor:
+    """A linear map of the output axis. [n a c], [n c ...] -> [n a ...].
+
+    In the precision of the map: whitening cancels much of nearly dependent outputs, and float32 would cancel too much.
+    """
+    flat = values.reshape(*values.shape[:2], math.prod(values.shape[2:]))
+    mixing = mixing.to(flat) if flat.device.type == "mps" else mixing.to(flat.device)
+    product = torch.bmm(mixing, flat.to(mixing.dtype)).to(values.dtype)
+    return product.reshape(values.shape[0], mixing.shape[1], *values.shape[2:])
 
 
 def same_token(x: Tensor, y: Tensor) -> Tensor:

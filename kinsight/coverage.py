@@ -12,15 +12,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kinsight.capture import sample_tags, widen
 from kinsight.contractions import in_float64
 from kinsight.gradients import Built, Gradients
+from kinsight.graph import widen
+from kinsight.layouts import sample_tags
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference allowed, in units of the sum were nothing to cancel. Honest errors: 1e-15, 1e-7, 1e-2, 1e-3."""
 
 
-def unexplained(outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Mapping[str, Tensor]) -> dict[str, float]:
+def unexplained(
+    outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Mapping[str, Tensor], precision: torch.dtype
+) -> dict[str, float]:
     """Parameters whose captured gradients contradict an ordinary backward pass, with the relative difference.
 
     The weights are w_n = r_n / bound_n with r distinct, spaced and of random sign: signs alone would miss half of
@@ -31,6 +34,7 @@ def unexplained(outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Map
     Args:
         outputs: [n c], with their graph.
         gradients: what was captured, by parameter.
+        precision: the coarsest any part of the model computes in.
         leaves: the parameters themselves, by name. One that was not captured has to have gradient 0.
 
     Returns:
@@ -61,6 +65,6 @@ def unexplained(outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Map
         bound = bounds[name] if is_bounded else norms
         scale = float((scaled * bound).norm() * across.abs().max())
         difference = float(gap.norm())
-        if not difference <= TOLERANCE[outputs.dtype] * scale:
+        if not difference <= TOLERANCE[precision] * scale:
             failed[name] = difference / scale if scale > 0 else float("inf")
     return failed

@@ -162,8 +162,9 @@ def _agrees(truth: Tensor, kernel: GradientKernel, batch: Batch, total: Mapping[
         found = _read_forward(kernel, batch, total, mixing).cpu()
     except (NotImplementedError, RuntimeError):
         return False
-    scale = truth.nan_to_num().abs().max()
-    return bool(torch.allclose(found, truth, rtol=0, atol=float(1e-3 * scale), equal_nan=True))
+    tolerance = 1e-9 if kernel.precision == torch.float64 else 1e-4 if kernel.precision == torch.float32 else 1e-2
+    scale = float(truth.nan_to_num().abs().max())
+    return bool(torch.allclose(found, truth, rtol=0, atol=tolerance * scale, equal_nan=True))
 
 
 def _read_captures(

@@ -18,17 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from kinsight.batch_gradients import BatchGradients
-from kinsight.capture import (
-    HIDDEN_BY_CHECKPOINT,
-    LayerCapture,
-    Layouts,
-    call_model,
-    check_finite,
-    find_layouts,
-    never_alone,
-    output_gradients,
-    untouched,
-)
+from kinsight.capture import LayerCapture
 from kinsight.coverage import unexplained
 from kinsight.errors import (
     IndependentOutputError,
@@ -40,8 +30,10 @@ from kinsight.errors import (
 from kinsight.generic import one_at_a_time, vmapped
 from kinsight.gradients import Built, Factored, Gradients, add_uses
 from kinsight.graph import Graph, Use, chain_order, find_uses, output_shape, weight_chain
+from kinsight.layouts import Layouts, find_layouts, output_gradients
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
 from kinsight.rules import RULES, apply_rule
+from kinsight.running import HIDDEN_BY_CHECKPOINT, call_model, check_finite, needs_company, untouched
 from kinsight.samples import Batch
 
 Check = Literal["first", "always", "never"]
@@ -80,6 +72,7 @@ class Differentiator:
     routes: dict[str, str] = field(default_factory=dict)
     _plans: dict[tuple[object, ...], _Plan] = field(default_factory=dict)
     _no_vmap: str = ""
+    _needs_company: bool = False
 
     def __call__(self, batch: Batch, *, is_differentiable: bool = False) -> BatchGradients:
         """The gradients of one batch.
@@ -88,10 +81,15 @@ class Differentiator:
             batch: samples, on the model's device.
             is_differentiable: keep the graph, so that losses of the gradients can be trained.
         """
-        copies = never_alone(self.model, batch)
-        if copies is not batch:
-            return self._differentiate(copies, is_differentiable=is_differentiable, are_copies=True).rows(0, 1)
+        if len(batch) == 1 and self._needs_company:
+            return self._in_company(batch, is_differentiable=is_differentiable)
         return self._differentiate(batch, is_differentiable=is_differentiable)
+
+    def _in_company(self, batch: Batch, *, is_differentiable: bool) -> BatchGradients:
+        """The gradients of one sample from two copies of it (`running.needs_company` says why)."""
+        self._needs_company = True
+        found = self._differentiate(batch[[0, 0]], is_differentiable=is_differentiable, are_copies=True)
+        return found.rows(0, 1)
 
     def _differentiate(
         self, batch: Batch, *, is_differentiable: bool = False, are_copies: bool = False
@@ -99,10 +97,14 @@ class Differentiator:
         with untouched(self.model, self.parameters):
             outputs = self._outputs(batch)
             graph = self._graph(outputs)
+            if len(batch) == 1 and needs_company(graph.names):
+                return self._in_company(batch, is_differentiable=is_differentiable)
             plan, is_new = self._plan(outputs, graph, are_copies=are_copies)
             gradients = self._from_rules(outputs, graph, plan, is_differentiable=is_differentiable, is_new=is_new)
+            if is_new or (self.check != "never" and (graph.may_move_samples or plan.reasons)):
+                self._refuse_mixed(batch, outputs, graph)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
-            self._refuse_uncaptured(generic, plan)
+            self._refuse_uncaptured(generic, plan, is_differentiable=is_differentiable)
             if not is_new:
                 outputs = outputs if is_differentiable else outputs.detach()
             gradients.update(self._from_generic(batch, generic, plan))
@@ -116,8 +118,8 @@ class Differentiator:
 
     def outputs(self, batch: Batch) -> Tensor:
         """The output function's values, [n c], without gradients."""
-        with untouched(self.model, {}), torch.no_grad():
-            return evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
+        with untouched(self.model, {}):
+            return evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch)).detach()
 
     def _outputs(self, batch: Batch) -> Tensor:
         outputs = evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
@@ -145,35 +147,39 @@ class Differentiator:
     def _plan(self, outputs: Tensor, graph: Graph, *, are_copies: bool) -> tuple[_Plan, bool]:
         """The plan for this kind of batch, and whether it has yet to be proved.
 
-        One sample, or copies of one, prove nothing about batches of several: they are of a kind of their own.
+        Layouts are measured again for every batch, unless nothing in the graph could have moved a sample. One sample,
+        or copies of one, prove nothing about batches of several: they are of a kind of their own.
         """
         n = outputs.shape[0]
         kind = (*_kind(graph, outputs, n), are_copies)
         known = self._plans.get(kind)
-        if known is not None and not graph.is_data_dependent and self.check != "always":
+        if known is not None and not graph.may_move_samples and self.check != "always":
             return known, False
-        layouts = find_layouts(outputs, graph.uses, n)
+        layouts = find_layouts(outputs, graph.uses, n, graph.precision)
         places = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
         known = self._plans.get((*kind, places))
         if known is not None and self.check != "always":
             return known, False
         plan = _Plan(layouts, {})
         if layouts.is_settled:
-            self._plans[(*kind, places) if graph.is_data_dependent else kind] = plan
+            self._plans[(*kind, places) if graph.may_move_samples else kind] = plan
         return plan, self.check != "never"
 
     def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> None:
-        """Compare with ordinary autograd; send what fails to the generic path; refuse what fails there too."""
-        self._refuse_mixed(batch, outputs)
+        """Compare with ordinary autograd; send what fails to slower paths; refuse what fails on all of them."""
         leaves = {name: self.parameters[name] for name in graph.leaves}
-        failed = unexplained(outputs, gradients, leaves)
-        retried = {name: self.parameters[name] for name in failed if not plan.reasons.get(name)}
-        if retried:
-            for name in retried:
+        failed = unexplained(outputs, gradients, leaves, graph.precision)
+        ruled = {name: self.parameters[name] for name in failed if name not in plan.reasons}
+        if ruled:
+            for name in ruled:
                 plan.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
-            self._refuse_uncaptured(retried, plan)
-            gradients.update(self._from_generic(batch, retried, plan))
-            failed = unexplained(outputs, gradients, leaves)
+            self._refuse_uncaptured(ruled, plan)
+            gradients.update(self._from_generic(batch, ruled, plan))
+            failed = unexplained(outputs, gradients, leaves, graph.precision)
+        if failed and not self._no_vmap:
+            self._no_vmap = "vmap failed the proof of coverage"
+            gradients.update(self._from_generic(batch, {name: self.parameters[name] for name in failed}, plan))
+            failed = unexplained(outputs, gradients, leaves, graph.precision)
         if failed:
             name, difference = max(failed.items(), key=lambda item: item[1])
             raise MixedSamplesError(
@@ -183,22 +189,30 @@ class Differentiator:
                 "own. Make the model treat samples independently in eval mode."
             )
 
-    def _refuse_mixed(self, batch: Batch, outputs: Tensor) -> None:
-        """Raise where the first sample's output changes when it is alone (with a copy of itself)."""
-        if len(batch) < 2:
-            return
-        with torch.no_grad():
-            copies = batch[[0, 0]]
-            alone = evaluate(self.output, call_model(self.model, copies.inputs), copies.targets, 2)[:1]
-            difference = float((alone - outputs[:1]).abs().max()) if alone.shape == outputs[:1].shape else math.inf
-            scale = float(outputs.abs().max())
-        if difference > ALONE_TOLERANCE[outputs.dtype] * scale:
-            raise MixedSamplesError(
-                f"The output for sample {batch.ids[0]!r} is {difference:.1e} different when it is alone than in a "
-                f"batch of {len(batch)} (outputs are up to {scale:.1e}): one sample's output depends on the others, so "
-                "it has no gradient of its own. Is some layer using batch statistics? Call model.eval(), or replace "
-                "that layer."
+    def _refuse_mixed(self, batch: Batch, outputs: Tensor, graph: Graph) -> None:
+        """Raise where outputs change when samples are in other company: every second sample, then the rest.
+
+        A lone sample is run again in the company of a copy: that shows noise.
+        """
+        n = len(batch)
+        parts = [range(0, n, 2), range(1, n, 2)] if n > 1 else [range(1)]
+        scale = float(outputs.detach().abs().max()) if outputs.numel() else 0.0
+        for part in parts:
+            places = list(part) if len(part) > 1 else [part[0], part[0]]
+            company = batch[places]
+            other = evaluate(self.output, call_model(self.model, company.inputs), company.targets, len(places)).detach()
+            gaps = (
+                (other - outputs.detach()[places]).abs().amax(dim=1) if other.shape[1:] == outputs.shape[1:] else None
             )
+            worst = math.inf if gaps is None else float(gaps.max())
+            if not worst <= ALONE_TOLERANCE[graph.precision] * scale:
+                place = 0 if gaps is None else int(gaps.argmax())
+                raise MixedSamplesError(
+                    f"The output for sample {company.ids[place]!r} differs by {worst:.1e} between a batch of {n} and "
+                    f"one of {len(places)} (outputs are up to {scale:.1e}): one sample's output depends on the others, "
+                    "so it has no gradient of its own. Is some layer using batch statistics? Call model.eval(), or "
+                    "replace that layer."
+                )
 
     # -------------------------------------------------------------------------------------------------- routes
 
@@ -227,7 +241,7 @@ class Differentiator:
                 for name in use.parameters:
                     plan.reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
                 continue
-            for name, gradients in self._to_parameters(use, weight, graph).items():
+            for name, gradients in self._to_parameters(use, weight, is_differentiable=is_differentiable).items():
                 found.setdefault(name, []).append(gradients)
         return {name: add_uses(uses) for name, uses in found.items() if name not in plan.reasons}
 
@@ -245,7 +259,7 @@ class Differentiator:
             if name not in used and name not in graph.idle:
                 plan.reasons.setdefault(name, "the output is made of it without any data")
 
-    def _to_parameters(self, use: Use, weight: Gradients, graph: Graph) -> dict[str, Gradients]:
+    def _to_parameters(self, use: Use, weight: Gradients, *, is_differentiable: bool) -> dict[str, Gradients]:
         """From the gradients over a weight to those over the parameters it was made of."""
         chain = weight_chain(use)
         order = chain_order(chain) if chain else None
@@ -261,10 +275,11 @@ class Differentiator:
             [values.flatten(0, 1)],
             is_grads_batched=True,
             retain_graph=True,
+            create_graph=is_differentiable,
             allow_unused=True,
         )
         return {
-            name: Built(gradient.reshape(*values.shape[:2], *gradient.shape[1:]).detach())
+            name: Built(gradient.reshape(*values.shape[:2], *gradient.shape[1:]))
             for name, gradient in zip(use.parameters, pulled, strict=True)
             if gradient is not None
         }
@@ -281,8 +296,10 @@ class Differentiator:
                 self._no_vmap = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
         return dict(one_at_a_time(self.model, batch, self.output, parameters))
 
-    def _refuse_uncaptured(self, generic: Mapping[str, Tensor], plan: _Plan) -> None:
-        if self.fallback or not generic:
+    def _refuse_uncaptured(
+        self, generic: Mapping[str, Tensor], plan: _Plan, *, is_differentiable: bool = False
+    ) -> None:
+        if not generic or (self.fallback and not is_differentiable):
             return
         total = sum(parameter.numel() for parameter in self.parameters.values())
         share = sum(parameter.numel() for parameter in generic.values()) / total
@@ -318,7 +335,7 @@ def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
         (use.name, use.operand, use.parameters, len(shape := output_shape(use.node)), _position(shape, n))
         for use in graph.uses
     )
-    return (uses, outputs.shape[1], outputs.dtype, n == 1, graph.n_nodes if graph.is_data_dependent else 0)
+    return (uses, outputs.shape[1], outputs.dtype, n == 1)
 
 
 def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:

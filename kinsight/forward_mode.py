@@ -13,8 +13,8 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kinsight.axes import Outputs
-from kinsight.capture import fresh, untouched
 from kinsight.outputs import OutputFunction, evaluate
+from kinsight.running import fresh, untouched
 from kinsight.samples import Batch
 
 

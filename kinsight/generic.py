@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from kinsight.capture import fresh, untouched, widen
 from kinsight.gradients import Built
+from kinsight.graph import widen
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.reference import per_sample_gradients
+from kinsight.running import fresh, untouched
 from kinsight.samples import Batch
 
 

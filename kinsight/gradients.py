@@ -33,6 +33,7 @@ from kinsight.contractions import (
     in_float64,
     is_built_cheaper,
     mirrored,
+    mixed,
     position_gram,
     same_token,
     self_product,
@@ -144,7 +145,7 @@ class Built(Gradients):
         return self.values
 
     def mix(self, mixing: Tensor) -> Built:
-        return Built(torch.bmm(mixing, self.flat).reshape(self.n, mixing.shape[1], *self.shape))
+        return Built(mixed(mixing, self.values))
 
     def gram(self, other: Gradients, form: Form) -> Tensor:
         x, y = self.flat, Built(other.build()).flat
@@ -217,9 +218,7 @@ class Factored(Gradients):
         return product.permute(axes).reshape(n, c, *self.shape)
 
     def mix(self, mixing: Tensor) -> Factored:
-        mixed = torch.bmm(mixing, self.output_gradients.flatten(2))
-        mixed = mixed.reshape(self.n, mixing.shape[1], *self.output_gradients.shape[2:])
-        return Factored(self.inputs, mixed, self.shape, self.gradient_first)
+        return Factored(self.inputs, mixed(mixing, self.output_gradients), self.shape, self.gradient_first)
 
     def gram(self, other: Gradients, form: Form) -> Tensor:
         if isinstance(other, Factored) and other.gradient_first == self.gradient_first:
@@ -315,8 +314,7 @@ class LookedUp(Gradients):
         return values[:, :, : self.shape[0]]
 
     def mix(self, mixing: Tensor) -> LookedUp:
-        mixed = torch.bmm(mixing, self.output_gradients.flatten(2))
-        return LookedUp(self.tokens, mixed.reshape(self.n, -1, *self.output_gradients.shape[2:]), self.shape)
+        return LookedUp(self.tokens, mixed(mixing, self.output_gradients), self.shape)
 
     def gram(self, other: Gradients, form: Form) -> Tensor:
         if isinstance(other, LookedUp):

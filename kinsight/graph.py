@@ -67,17 +67,17 @@ class Graph:
         uses: every use of a chosen parameter, in a fixed order.
         leaves: the graph's leaf of each chosen parameter that the outputs depend on.
         idle: names of parameters with a use that got no rows, as an expert that no sample was sent to.
-        is_data_dependent: whether rows are gathered by index, as routed experts do: then the place of a sample can
-            change from batch to batch.
-        n_nodes: size of the graph.
-        names: names of its nodes.
+        may_move_samples: whether the place of a sample could depend on the data, as where rows are gathered, sorted or
+            routed: True unless every node is known to leave samples where they are.
+        precision: the coarsest floating-point type any node computed in.
+        names: names of the nodes.
     """
 
     uses: tuple[Use, ...]
     leaves: Mapping[str, Node]
     idle: frozenset[str]
-    is_data_dependent: bool
-    n_nodes: int
+    may_move_samples: bool
+    precision: torch.dtype
     names: frozenset[str]
 
 
@@ -96,6 +96,12 @@ def output_shape(node: Node, number: int = 0) -> tuple[int, ...]:
 def is_leaf(node: Node) -> bool:
     """Whether the node is a tensor that requires a gradient by itself."""
     return hasattr(node, "variable")
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """The tensor, dense, in float32 where it is in half precision."""
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def children(node: Node) -> Iterator[tuple[int, Node, int]]:
@@ -127,10 +133,37 @@ class _Walk:
         return None
 
 
-GATHERS = frozenset(
-    {"Index", "IndexSelect", "IndexPut", "IndexAdd", "IndexCopy", "Gather", "Scatter", "ScatterAdd",
-     "ScatterReduce", "MaskedSelect", "MaskedScatter", "Sort", "Topk", "Take", "Unique2", "NestedFromPadded"}
+STEADY = RESHAPES | TRANSPOSES | frozenset(
+    {"Relu", "Tanh", "Sigmoid", "Gelu", "Silu", "Mish", "LeakyRelu", "Elu", "Hardtanh", "Hardswish", "Hardsigmoid",
+     "Softplus", "Threshold", "PreluKernel", "Softmax", "LogSoftmax", "Exp", "Log", "Sqrt", "Rsqrt", "Pow", "Abs",
+     "Neg", "Sin", "Cos", "Erf", "Clamp", "ClampMin", "ClampMax", "Where", "MaskedFill", "Add", "Sub", "Mul", "Div",
+     "Mean", "Sum", "Var", "Logsumexp", "Amax", "Convolution", "Embedding", "NativeBatchNorm", "NativeLayerNorm",
+     "NativeGroupNorm", "FusedRmsNorm", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AvgPool2D", "AvgPool3D",
+     "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D",
+     "ReplicationPad1D", "ReplicationPad2D", "Expand", "Repeat", "Slice", "Select", "Split", "SplitWithSizes", "Linear"}
 )  # fmt: skip
+"""Nodes that leave every sample where it is, whatever the data are."""
+
+PRODUCTS = frozenset({"Mm", "Addmm", "Bmm", "Mv"})
+"""Matrix products: steady when one side is a weight. A permutation matrix made from the data is not."""
+
+
+def _is_steady(node: Node, *, has_weight: bool) -> bool:
+    name = short_name(node)
+    if name == "Cat":
+        dim = _axis(node._saved_dim)  # type: ignore[attr-defined]
+        return dim not in (0, -len(output_shape(node)))
+    return name in STEADY or name.startswith(("ScaledDotProduct", "Upsample")) or (name in PRODUCTS and has_weight)
+
+
+def _coarser(precision: torch.dtype, node: Node) -> torch.dtype:
+    """The coarser of a precision and those of a node's outputs."""
+    made = [node.variable] if is_leaf(node) else node._input_metadata  # type: ignore[attr-defined]
+    for output in made:
+        dtype = torch.empty(0, dtype=output.dtype).real.dtype if output.dtype.is_complex else output.dtype
+        if dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(precision).eps:
+            precision = dtype
+    return precision
 
 
 def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[Tensor]) -> Graph:
@@ -145,24 +178,31 @@ def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[T
     uses: list[Use] = []
     leaves: dict[str, Node] = {}
     names_seen: set[str] = set()
+    may_move_samples, precision = False, torch.float64
     idle: set[str] = set()
     for node in _children_first(outputs.grad_fn):
         weight = walk.below[node] = walk.weight_of(node)
+        precision = _coarser(precision, node)
         if is_leaf(node):
             if weight:
                 leaves[next(iter(weight))] = node
             continue
         names_seen.add(short_name(node))
         if weight is None:
+            has_weight = any(walk.below[child] is not None for _, child, _ in children(node))
+            may_move_samples = may_move_samples or not _is_steady(node, has_weight=has_weight)
             for operand, child, number in children(node):
                 names = walk.below[child]
                 if names and 0 in output_shape(node):
                     idle.update(names)
                 elif names:
                     uses.append(Use(node, operand, (child, number), tuple(sorted(names))))
-    return Graph(
-        tuple(uses), leaves, frozenset(idle), bool(names_seen & GATHERS), len(walk.below), frozenset(names_seen)
-    )
+    return Graph(tuple(uses), leaves, frozenset(idle), may_move_samples, precision, frozenset(names_seen))
+
+
+def node_names(outputs: Tensor) -> frozenset[str]:
+    """Names of the nodes in the graph that made `outputs`."""
+    return frozenset(short_name(node) for node in _children_first(outputs.grad_fn))
 
 
 def _children_first(root: Node | None) -> Iterator[Node]:

@@ -12,12 +12,19 @@ from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, Mask, Mixing, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
-from kinsight.capture import check_finite
 from kinsight.contractions import in_float64
 from kinsight.differentiate import Check, Differentiator
-from kinsight.errors import EmptyDataError, InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
+from kinsight.errors import (
+    EmptyDataError,
+    InputError,
+    NonFiniteError,
+    SampleTypeError,
+    UnknownNameError,
+    ZeroGradientWarning,
+)
 from kinsight.outputs import OutputFunction, resolve_output
 from kinsight.parameters import choose_parameters
+from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
@@ -402,6 +409,10 @@ class GradientKernel:
             for batch in (rows, columns):
                 for part in batches(batch.to(self.device), self.block_size(batch)):
                     check_finite(self.gradients(part).self_blocks(), part, "gradients")
+            raise NonFiniteError(
+                f"Kernel values overflow {str(self.precision).removeprefix('torch.')}, though every gradient is "
+                "finite. Scale the output down, or use model.double()."
+            )
 
     def _dual_gradients(self, batch: Batch) -> BatchGradients:
         gradients = self.gradients(batch)
@@ -411,7 +422,7 @@ class GradientKernel:
         return spectrum(gradients.self_blocks(), self.precision)
 
 
-_FEW, _MOST = 8, 256
+_FEW, _MOST = 2, 256
 
 
 def warn_undefined(ids: Sequence[Id]) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kinsight.errors import OutputCountError, SampleTypeError, ShapeError, TargetError, UnknownNameError
+from kinsight.errors import KinsightError, OutputCountError, SampleTypeError, ShapeError, TargetError, UnknownNameError
 
 
 class OutputFunction(ABC):
@@ -246,7 +246,15 @@ def evaluate(output: OutputFunction, returned: Any, targets: Tensor | None, n: i
     Raises:
         ShapeError: not [n] or [n c] for n samples.
     """
-    values = output(returned, targets)
+    try:
+        values = output(returned, targets)
+    except KinsightError:
+        raise
+    except (IndexError, KeyError, AttributeError, TypeError) as error:
+        raise SampleTypeError(
+            f"output {output.name!r} raised {type(error).__name__} on what the model returned, a "
+            f"{type(returned).__name__}: {error}."
+        ) from error
     if not isinstance(values, Tensor):
         raise SampleTypeError(
             f"output {output.name!r} gave a {type(values).__name__}, not a tensor. It must give [n] or [n c]."
@@ -262,6 +270,8 @@ def evaluate(output: OutputFunction, returned: Any, targets: Tensor | None, n: i
             f"output {output.name!r} gave [{_shape(values)}] for a batch of {n} samples: axis 0 must be the samples, "
             "one row each."
         )
+    if values.dim() == 2 and values.shape[1] == 0:
+        raise ShapeError(f"output {output.name!r} gave [{_shape(values)}]: there is no output to differentiate.")
     if not values.is_floating_point():
         raise ShapeError(
             f"output {output.name!r} gave {values.dtype}: only real floating-point outputs have gradients."

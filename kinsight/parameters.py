@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from kinsight.errors import NoParametersError, UnknownNameError
+from kinsight.errors import NoParametersError, UncapturedParameterError, UnknownNameError
 
 
 def choose_parameters(
@@ -17,15 +17,17 @@ def choose_parameters(
     Raises:
         NoParametersError: none is left.
         UnknownNameError: a name the model does not have.
+        UncapturedParameterError: complex parameters.
     """
     named = dict(model.named_parameters())
+    every = dict(model.named_parameters(remove_duplicate=False))
     if parameters is None:
-        chosen = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        tensors = {id(parameter) for parameter in named.values() if parameter.requires_grad}
     elif callable(parameters):
-        chosen = {name: parameter for name, parameter in named.items() if parameters(name)}
+        tensors = {id(parameter) for name, parameter in every.items() if parameters(name)}
     else:
-        every = dict(model.named_parameters(remove_duplicate=False))
         wanted = [parameters] if isinstance(parameters, str) else list(parameters)
+        wanted = [name.removeprefix("_orig_mod.") for name in wanted]  # as a compiled model calls them
         missing = [name for name in wanted if name not in every]
         if missing:
             raise UnknownNameError(
@@ -33,7 +35,8 @@ def choose_parameters(
                 f"has {len(named)}: {', '.join(map(repr, list(named)[:5]))}{', ...' if len(named) > 5 else ''}."
             )
         tensors = {id(every[name]) for name in wanted}
-        chosen = {name: parameter for name, parameter in named.items() if id(parameter) in tensors}
+    chosen = {name: parameter for name, parameter in named.items() if id(parameter) in tensors}
+    _refuse_complex(chosen)
     chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
     if not chosen:
         frozen = sum(not parameter.requires_grad for parameter in named.values())
@@ -43,3 +46,13 @@ def choose_parameters(
             "takes frozen ones too."
         )
     return chosen
+
+
+def _refuse_complex(chosen: dict[str, nn.Parameter]) -> None:
+    names = [name for name, parameter in chosen.items() if parameter.is_complex()]
+    if names:
+        raise UncapturedParameterError(
+            f"{len(names)} of {len(chosen)} chosen parameters are complex: {', '.join(map(repr, names[:3]))}. The "
+            "kernel would leave them out. Store them as pairs of real numbers (torch.view_as_complex in the forward "
+            "pass), or leave them out by name: parameters=lambda name: ..."
+        )

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks
-from kinsight.capture import call_model, never_alone, untouched, widen
+from kinsight.graph import node_names, widen
 from kinsight.outputs import OutputFunction, evaluate
+from kinsight.running import call_model, needs_company, untouched
 from kinsight.samples import Batch
 
 
@@ -21,13 +22,16 @@ def per_sample_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of every output of every sample over every parameter, by name, each [n c *shape].
 
-    The model is run on one sample at a time (see `capture.never_alone` for when it gets two copies of it).
+    The model is run on one sample at a time (see `running.needs_company` for when it gets two copies of it).
     """
     rows: list[list[tuple[Tensor | None, ...]]] = []
     with untouched(model, parameters):
         for place in range(len(batch)):
-            alone = never_alone(model, batch[place : place + 1])
-            outputs = evaluate(output, call_model(model, alone.inputs), alone.targets, len(alone))
+            alone = batch[place : place + 1]
+            outputs = evaluate(output, call_model(model, alone.inputs), alone.targets, 1)
+            if needs_company(node_names(outputs)):
+                alone = batch[[place, place]]
+                outputs = evaluate(output, call_model(model, alone.inputs), alone.targets, 2)
             rows.append([])
             for value in outputs[0]:
                 found = (
@@ -38,10 +42,9 @@ def per_sample_gradients(
                 rows[-1].append(found)
     gradients = {}
     for column, (name, parameter) in enumerate(parameters.items()):
-        zero = torch.zeros_like(parameter)
+        zero = widen(torch.zeros_like(parameter))
         stacked = [
-            torch.stack([zero if row[column] is None else row[column] for row in sample])  # type: ignore[misc]
-            for sample in rows
+            torch.stack([zero if (part := row[column]) is None else widen(part) for row in sample]) for sample in rows
         ]
         gradients[name] = widen(torch.stack(stacked).detach())
     return gradients

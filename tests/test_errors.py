@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from kinsight import outputs
+from kinsight import outputs, reference
 from kinsight.errors import (
     EmptyDataError,
     IndependentOutputError,
@@ -23,7 +24,7 @@ from kinsight.errors import (
     UnknownNameError,
 )
 from kinsight.kernel import GradientKernel
-from kinsight.samples import Batch
+from kinsight.samples import Batch, as_batch
 from tests.zoo import ZOO, Lambda
 
 
@@ -100,15 +101,15 @@ def test_outputs_that_do_not_depend_on_parameters() -> None:
 
 def test_models_that_refuse_their_inputs() -> None:
     kernel = GradientKernel(linear())
-    with pytest.raises(ModelCallError, match=r"The model Linear raised RuntimeError on a batch of float32 \[4 5\]"):
+    with pytest.raises(ModelCallError, match=r"The model Linear raised RuntimeError on a batch of float32 \[2 5\]"):
         kernel(torch.ones(4, 5))
     with pytest.raises(
-        ModelCallError, match=r"raised TypeError on a batch of \{pixels: float32 \[4 3\]\}.*as keywords"
+        ModelCallError, match=r"raised TypeError on a batch of \{pixels: float32 \[2 3\]\}.*as keywords"
     ):
         kernel({"pixels": X})
-    with pytest.raises(ModelCallError, match=r"\(float32 \[4 3\], float32 \[4 3\]\).*positional"):
+    with pytest.raises(ModelCallError, match=r"\(float32 \[2 3\], float32 \[2 3\]\).*positional"):
         kernel((X, X))
-    with pytest.raises(ModelCallError, match=r"float64 \[4 3\]"):
+    with pytest.raises(ModelCallError, match=r"float64 \[2 3\]"):
         kernel(X.double())
 
 
@@ -142,7 +143,7 @@ def test_models_that_mix_samples() -> None:
     GradientKernel(batch_norm.eval())(x)
     no_statistics = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)).eval()
     for model in (no_statistics, BatchStatistics()):
-        with pytest.raises(MixedSamplesError, match=r"different when it is alone than in a batch of 4"):
+        with pytest.raises(MixedSamplesError, match=r"differs by .* between a batch of 2 and one of 2"):
             GradientKernel(model)(x)
     with pytest.raises(MixedSamplesError, match="do not add up"):
         GradientKernel(SecretlyMixed())(x)
@@ -192,8 +193,8 @@ def test_outputs_of_a_wrong_shape_or_kind() -> None:
         assert GradientKernel(dense, outputs.pooled(over)).outputs(images).shape == (2, 2)
     with pytest.raises(ShapeError, match=r"has no positions"):
         GradientKernel(linear(), "pooled")(X)
-    with pytest.raises(ShapeError, match=r"\[2 4\].*axis 0 must be the samples"):
-        GradientKernel(linear(), lambda returned: returned.T)(X)
+    with pytest.raises(ShapeError, match=r"\[3 2\].*axis 0 must be the samples"):
+        GradientKernel(linear(3), lambda returned: returned.T)(X)
     with pytest.raises(ShapeError, match=r"torch.int64: only real floating-point"):
         GradientKernel(linear(), lambda returned: returned.argmax(1))(X)
     with pytest.raises(ShapeError, match="needs class scores"):
@@ -243,7 +244,7 @@ def test_losses_need_targets() -> None:
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))]))
     truth = torch.stack(gradients) @ torch.stack(gradients).T
     assert torch.allclose(found, truth, rtol=1e-12)
-    with pytest.raises(ShapeError, match=r"returned \[4 2\] and the targets are \[4\]"):
+    with pytest.raises(ShapeError, match=r"returned \[2 2\] and the targets are \[2\]"):
         GradientKernel(linear(), outputs.loss("mse"))(Batch(X, targets=torch.ones(4)))
     assert GradientKernel(linear(), outputs.loss("mse"))(Batch(X, targets=torch.ones(4, 2))).shape == (4, 4)
     own = outputs.loss(lambda returned, t: (returned[:, 0] - t) ** 2)
@@ -322,7 +323,7 @@ def test_a_model_that_mixes_is_refused_after_one_sample_too() -> None:
     x = torch.randn(6, 3, 9)
     kernel = GradientKernel(model)
     kernel(x[:1])
-    with pytest.raises(MixedSamplesError, match="different when it is alone"):
+    with pytest.raises(MixedSamplesError, match="one sample's output depends on the others"):
         kernel(x)
 
 
@@ -333,6 +334,206 @@ class OnlyWeights(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.stack([self.a * self.b] * len(x))
+
+
+class ByTheMaximum(nn.Module):
+    """Scales by the largest input of the batch, as dynamic quantization does: invisible to the sample that holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x / x.abs().amax())
+
+
+class ByPosition(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.body(x)) * (torch.arange(len(x))[:, None] + 1)
+
+
+@pytest.mark.parametrize("model", [ByTheMaximum(), ByPosition()])
+def test_models_that_mix_samples_other_than_the_first(model: nn.Module) -> None:
+    x = torch.randn(6, 3)
+    x[0, 0] = 10
+    with pytest.raises(MixedSamplesError, match="one sample's output depends on the others"):
+        GradientKernel(model)(x)
+
+
+class Sorted(nn.Module):
+    """Sorts its samples, works, and sorts them back, without any node in the graph that says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        hidden = self.head(torch.tanh(self.body(x[order])))
+        result: list[Tensor] = [hidden[0]] * len(x)
+        for place, sample in enumerate(order.tolist()):
+            result[sample] = hidden[place]
+        return torch.stack(result)
+
+
+class Permuted(Sorted):
+    """The same with permutation matrices."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        permutation = nn.functional.one_hot(x[:, 0].argsort()).to(x)
+        return permutation.T @ self.head(torch.tanh(self.body(permutation @ x)))
+
+
+@pytest.mark.parametrize("kind", [Sorted, Permuted])
+def test_layouts_that_change_with_the_data(kind: type[Sorted]) -> None:
+    model = kind().double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    kernel = GradientKernel(model, batch_size=6)
+    kernel(x[x[:, 0].argsort()])
+    plain = nn.Sequential(model.body, nn.Tanh(), model.head)
+    assert torch.allclose(kernel(x), GradientKernel(plain)(x), rtol=1e-10)
+
+
+class LastToken(nn.Module):
+    """Time first, pooled at the last token by a mask: the first batch's gradients fit several layouts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.out, self.head = nn.Embedding(9, 8), nn.GRU(8, 8), nn.Linear(8, 5), nn.Linear(5, 2)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        hidden = torch.tanh(self.out(self.rnn(self.embed(tokens.T))[0]))
+        last = nn.functional.one_hot(lengths - 1, tokens.shape[1]).T.to(hidden)
+        return self.head((hidden * last[..., None]).sum(0))
+
+
+@pytest.mark.parametrize(("first", "second"), [([1, 2, 3, 4], [4, 2, 4, 1]), ([4, 4, 4, 4], [1, 3, 2, 2])])
+def test_layouts_that_one_batch_cannot_tell_apart(first: list[int], second: list[int]) -> None:
+    model = LastToken().double()
+    tokens = torch.randint(0, 9, (4, 4))
+    kernel, fresh = GradientKernel(model, batch_size=4), GradientKernel(model, batch_size=1)
+    kernel((tokens, torch.tensor(first)))
+    assert torch.allclose(kernel((tokens, torch.tensor(second))), fresh((tokens, torch.tensor(second))), rtol=1e-10)
+
+
+class DoublePrecisionHead(nn.Module):
+    """Float32 inside, float64 outside, as root mean squares computed in float32 do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.body(x)
+        return self.head(hidden * hidden.float().square().mean(-1, keepdim=True).rsqrt().double())
+
+
+def test_mixed_precision_is_judged_by_its_coarsest_part() -> None:
+    x = torch.randn(5, 3)
+    GradientKernel(linear(), lambda returned: returned.double())(x)
+    GradientKernel(DoublePrecisionHead().double())(x.double())
+
+
+class OnSpectra(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.fft.rfft(x) * self.weight + self.shift).abs()[:, :3]
+
+
+def test_real_weights_on_complex_data() -> None:
+    model, x = OnSpectra().double(), torch.randn(5, 8, dtype=torch.float64)
+    kernel = GradientKernel(model)
+    truth = reference.per_sample_gradients(model, as_batch(x), kernel.output, kernel.parameters)
+    assert torch.allclose(kernel(x), reference.kernel(truth, truth), rtol=1e-10)
+    complex_weight = nn.Module()
+    complex_weight.register_parameter("w", nn.Parameter(torch.randn(3, dtype=torch.complex64)))
+    with pytest.raises(UncapturedParameterError, match=r"1 of 1 chosen parameters are complex: 'w'"):
+        GradientKernel(complex_weight)
+
+
+class Prototypes(nn.Module):
+    """torch's vmap of cdist is wrong: the proof sends it on to one sample at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cdist(x, self.prototypes)
+
+
+def test_what_vmap_gets_wrong_goes_one_sample_at_a_time() -> None:
+    model, x = Prototypes().double(), torch.randn(5, 3, dtype=torch.float64)
+    kernel = GradientKernel(model)
+    truth = reference.per_sample_gradients(model, as_batch(x), kernel.output, kernel.parameters)
+    assert torch.allclose(kernel(x), reference.kernel(truth, truth), rtol=1e-10)
+
+
+class Remembers(nn.Module):
+    """Rebinds buffers, counts, keeps tensors: none of it may survive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.table = nn.Linear(3, 2), nn.Parameter(torch.randn(5, 2))
+        self.register_buffer("mean", torch.zeros(3))
+        self.n_calls, self.last = 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean + 1
+        self.n_calls += 1
+        self.last = self.body(x)
+        return self.last + self.table[torch.tensor([1, 1])].sum(dim=0)
+
+
+def test_what_a_model_keeps_comes_back() -> None:
+    model = Remembers()
+    mean = model.mean
+    kernel = GradientKernel(model)
+    kernel(X)
+    assert model.mean is mean
+    assert bool((mean == 0).all())
+    assert (model.n_calls, model.last) == (0, None)
+    model(X)
+    assert model.n_calls == 1
+    pruned = prune.l1_unstructured(nn.Linear(3, 2), "weight", amount=2)
+    GradientKernel(nn.Sequential(pruned, Prototypes2()))(X)
+    assert pruned.weight is not None
+    pruned(X)
+
+
+class Prototypes2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table[torch.tensor([1, 1])].sum(dim=0)
+
+
+def test_outputs_that_are_nearly_dependent_in_float32() -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+    def nearly_dependent(z: Tensor) -> Tensor:
+        return torch.stack([z[:, 0], z[:, 0] + 1e-4 * z[:, 1], z[:, 2]], dim=1)
+
+    x = torch.randn(6, 4)
+    single = GradientKernel(model, nearly_dependent)
+    found = single.similarity(x)
+    loop = reference.per_sample_gradients(model, as_batch(x), single.output, single.parameters)
+    model.double()
+    double = GradientKernel(model, nearly_dependent)
+    truth = reference.per_sample_gradients(model, as_batch(x.double()), double.output, double.parameters)
+    exact = reference.similarity(truth, truth)
+    error = float((found - exact).norm() / exact.norm())
+    assert error < max(2e-4, 2 * float((reference.similarity(loop, loop) - exact).norm() / exact.norm()))
 
 
 def test_outputs_made_of_weights_alone() -> None:

@@ -44,7 +44,7 @@ def register_rule(node_name: str, rule: Rule) -> None:
 def apply_rule(capture: LayerCapture) -> Gradients | None:
     """The gradients over a use's weight, or None where no rule applies."""
     rule = RULES.get(capture.use.name)
-    if rule is None:
+    if rule is None or capture.output_gradients.is_complex():  # a real weight that meets complex data
         return None
     gradients: Gradients | None = rule(capture)
     return gradients

@@ -1,0 +1,242 @@
+"""Run a model on a batch, with gradients, and leave it exactly as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kinsight.contractions import full_precision
+from kinsight.errors import MixedSamplesError, ModelCallError, ModelError, NonFiniteError, StochasticModelError
+from kinsight.samples import Batch, Inputs
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Run the model with gradients on for the chosen parameters; leave it, and the random state, as they were.
+
+    Raises:
+        StochasticModelError: the forward pass drew random numbers.
+        MixedSamplesError: a batch normalization is in training mode.
+    """
+    refuse_training_mode(model)
+    refuse_rewritten_tables(model)
+    versions = [(name, parameter, parameter._version) for name, parameter in parameters.items()]
+    flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
+    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    attributes = _attributes(model)
+    states = _random_states(model)
+    mixed: MixedSamplesError | None = None
+    try:
+        for parameter, _ in flags:
+            if not parameter.requires_grad:
+                parameter.requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad(), _plain_kernels(model):
+            yield
+    except MixedSamplesError as error:  # two runs that differ: batch statistics, or noise
+        mixed = error
+    finally:
+        for parameter, flag in flags:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+        _restore_attributes(attributes)
+        with torch.no_grad():
+            for buffer, version, value in buffers:
+                if buffer._version != version:
+                    buffer.copy_(value)
+        drew = _restore_random_states(states)
+    if drew:
+        raise StochasticModelError(
+            "The forward pass drew random numbers, so the output for a sample is a different function at every call "
+            "and has no gradient of its own. Turn the noise off (model.eval() does for dropout)."
+        )
+    rewritten = [name for name, parameter, version in versions if parameter._version != version]
+    if rewritten:
+        raise ModelError(
+            f"The forward pass wrote into {len(rewritten)} of the model's parameters: {rewritten[:3]}. Their values "
+            "before are lost, and every gradient belongs to other weights. Load the model again, and take the writing "
+            "out."
+        )
+    if mixed is not None:
+        raise mixed
+
+
+def _attributes(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """What every module holds, with what its containers hold: what a forward pass could rebind."""
+    held = []
+    for module in model.modules():
+        held.append((module.__dict__, dict(module.__dict__)))
+        held.extend((value, dict(value)) for value in module.__dict__.values() if isinstance(value, dict))
+    return held
+
+
+def _restore_attributes(held: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+    for container, before in held:
+        if len(container) != len(before) or any(container.get(key, held) is not value for key, value in before.items()):
+            container.clear()
+            container.update(before)
+
+
+def refuse_rewritten_tables(model: nn.Module) -> None:
+    """Raise for embeddings whose use changes their weights, or whose gradients depend on the rest of the batch."""
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None and isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            raise ModelError(
+                f"'{name}' is an {type(module).__name__} with max_norm={module.max_norm}: every forward pass rewrites "
+                "rows of its table, so the model would not come back as it went in. Renormalize the table once, and "
+                "set max_norm to None."
+            )
+        if getattr(module, "scale_grad_by_freq", False):
+            raise ModelError(
+                f"'{name}' is an {type(module).__name__} with scale_grad_by_freq: its gradient for one sample depends "
+                "on how often a token occurs in the whole batch. Set it to False: the model's outputs stay the same."
+            )
+
+
+def refuse_training_mode(model: nn.Module) -> None:
+    """Raise where a batch normalization mixes samples, or a dropout is active."""
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        kind, called = type(module).__name__, name or "the model"
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise MixedSamplesError(
+                f"'{called}' is a {kind} in training mode: one sample's output depends on the others, so it has no "
+                "gradient of its own. Call model.eval() first."
+            )
+        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+        if isinstance(rate, float) and rate > 0 and "ropout" in kind + "dropout":
+            known = nn.modules.dropout._DropoutNd | nn.MultiheadAttention | nn.RNNBase
+            if isinstance(module, known):
+                raise StochasticModelError(
+                    f"'{called}' is a {kind} with dropout {rate} in training mode: the output for a sample is a "
+                    "different function at every call. Call model.eval() first."
+                )
+
+
+@contextlib.contextmanager
+def _plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Full float32 precision, and recurrent layers as ordinary linear maps, one a step.
+
+    TF32 convolutions, on by default, are wrong by 1e-3. Fused recurrent kernels would hide their steps; those of cuDNN
+    also refuse to run backwards in eval mode.
+    """
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    with full_precision(), contextlib.ExitStack() as stack:
+        if recurrent:
+            stack.enter_context(
+                torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
+            )
+        if recurrent and torch.cuda.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False, allow_tf32=False))
+        yield
+
+
+def _random_states(model: nn.Module) -> dict[torch.device, Tensor]:
+    devices = {parameter.device for parameter in model.parameters()}
+    states = {torch.device("cpu"): torch.get_rng_state()}
+    for device in devices:
+        if device.type == "cuda":
+            states[device] = torch.cuda.get_rng_state(device)
+        elif device.type == "mps":
+            states[device] = torch.mps.get_rng_state()
+    return states
+
+
+def _restore_random_states(states: Mapping[torch.device, Tensor]) -> bool:
+    drew = False
+    for device, state in states.items():
+        if device.type == "cpu":
+            if not torch.equal(torch.get_rng_state(), state):
+                torch.set_rng_state(state)
+                drew = True
+        elif device.type == "cuda":
+            if not torch.equal(torch.cuda.get_rng_state(device), state):
+                torch.cuda.set_rng_state(state, device)
+                drew = True
+        elif not torch.equal(torch.mps.get_rng_state(), state):
+            torch.mps.set_rng_state(state)
+            drew = True
+    return drew
+
+
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns for a batch.
+
+    Args:
+        inputs: a tensor, a tuple (passed as positional arguments) or a dict (as keywords).
+
+    Raises:
+        ModelCallError: the model raised; the message repeats the inputs' shapes.
+    """
+    inputs = fresh(inputs)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="None of the inputs have requires_grad")  # of a checkpoint
+            if isinstance(inputs, tuple):
+                return model(*inputs)
+            if isinstance(inputs, dict):
+                return model(**inputs)
+            return model(inputs)
+    except UserWarning as warning:
+        raise ModelError(HIDDEN_BY_CHECKPOINT) from warning
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise ModelCallError(
+            f"The model {type(model).__name__} raised {type(error).__name__} on a batch of {describe_inputs(inputs)}: "
+            f"{error}. A tensor is passed as it is, a tuple as positional arguments, a dict as keywords; samples lie "
+            "on axis 0 of every tensor."
+        ) from error
+
+
+HIDDEN_BY_CHECKPOINT = (
+    "A block of the model is checkpointed with use_reentrant=True, which hides its parameters from the graph. Turn "
+    "gradient checkpointing off, or use use_reentrant=False."
+)
+
+
+def fresh(inputs: Any) -> Any:
+    """A copy of the inputs: a model may write into what it is given, and the user's data must stay as they are."""
+    if isinstance(inputs, Tensor):
+        return inputs.detach().clone()
+    if isinstance(inputs, dict):
+        return {key: fresh(value) for key, value in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(fresh(value) for value in inputs)
+    return inputs
+
+
+def needs_company(names: frozenset[str]) -> bool:
+    """Whether one sample has to be run as two copies of itself, given the names of the graph's nodes.
+
+    For a batch of one, torch (2.13, CPU) takes a wrong memory layout in the backward pass of batch normalization in
+    eval mode when positions follow as a sequence (`flatten(2).transpose(1, 2)`): finite differences contradict it by
+    100 %. With two samples the layout is unambiguous.
+    """
+    return "NativeBatchNorm" in names
+
+
+def describe_inputs(inputs: Inputs) -> str:
+    """'float32 [8 3 32 32]', and so for every part of a tuple or dict."""
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')} [{' '.join(map(str, inputs.shape))}]"
+    if isinstance(inputs, dict):
+        return "{" + ", ".join(f"{key}: {describe_inputs(value)}" for key, value in inputs.items()) + "}"
+    if isinstance(inputs, tuple):
+        return "(" + ", ".join(describe_inputs(value) for value in inputs) + ")"
+    return repr(inputs)
+
+
+def check_finite(values: Tensor, batch: Batch, what: str) -> None:
+    """Raise NonFiniteError naming the samples whose row in `values` [n ...] holds nan or inf."""
+    bad = ~torch.isfinite(values.detach().reshape(values.shape[0], -1)).all(dim=1)
+    if bool(bad.any()):
+        named = [batch.ids[row] for row in bad.nonzero().flatten().tolist()]
+        more = f" and {len(named) - 5} more" if len(named) > 5 else ""
+        raise NonFiniteError(
+            f"The {what} of {len(named)} of {len(batch)} samples are nan or inf: {named[:5]}{more}. A single one "
+            "spoils every sum it enters. Look at these inputs, or leave these samples out."
+        )
