@@ -187,6 +187,31 @@ class First:
                 return
 
 
+class Converted:
+    """Another reader's samples with floating-point inputs in another precision."""
+
+    def __init__(self, reader: Reader, dtype: torch.dtype) -> None:
+        self.reader, self.dtype = reader, dtype
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def take(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions, in the order asked for."""
+        return self._converted(self.reader.take(positions))
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Every sample, in order, at most `batch_size` at a time."""
+        return map(self._converted, self.reader.batches(batch_size))
+
+    def _converted(self, batch: Batch) -> Batch:
+        def convert(leaf: Any) -> Any:
+            is_real = isinstance(leaf, Tensor) and leaf.is_floating_point()
+            return leaf.to(self.dtype) if is_real else leaf
+
+        return Batch(map_leaves(convert, batch.inputs), batch.ids, batch.targets)
+
+
 def reader_of(data: Any, unpack: Unpack | None) -> Reader:
     """The reader that fits the data; SampleTypeError where none does."""
     if isinstance(data, DataLoader):

@@ -29,7 +29,7 @@ from .batches import (
     without_labels,
 )
 from .errors import EmptyDataError, InputError, ShapeError
-from .readers import First, Streamed, Unpack, reader_of
+from .readers import Converted, First, Streamed, Unpack, reader_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -166,6 +166,12 @@ class Samples:
         fewer._ids, fewer.has_own_ids = self.ids[:n], True
         fewer._targets = None if self._targets is None else self._targets[:n]
         return fewer
+
+    def to_dtype(self, dtype: torch.dtype) -> Samples:
+        """The same samples with floating-point inputs in this precision; targets stay as they are."""
+        converted = copy(self)
+        converted._reader = Converted(self._reader, dtype)
+        return converted
 
     def preview(self, position: int) -> Image | str | None:
         """What the sample looks like: an image, a text, or None where there is nothing to show."""

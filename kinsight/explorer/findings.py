@@ -149,8 +149,7 @@ def examine(
         found = neighbors(kernel, asked, samples, n_neighbors, normalization=normalization, progress=progress)
     counts = soft_count(kernel, samples, normalization=normalization, progress=progress)
     suspects, reason = _suspects(kernel, samples, n_suspects, normalization, progress=progress)
-    order = counts.order().tolist()
-    lonely, crowded = tuple(order[:n_lonely]), tuple(order[::-1][:n_crowded])
+    lonely, crowded = tuple(counts.order()[:n_lonely].tolist()), tuple(counts.order().flip(0)[:n_crowded].tolist())
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     return Findings(
         title or f"What {type(kernel.model).__name__} finds alike",

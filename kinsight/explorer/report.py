@@ -83,12 +83,13 @@ def render(findings: Findings) -> str:
     """The page of these findings, as HTML. The same findings give the same page."""
     style = _resource("report.css")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    return _template().render(
+    page: str = _template().render(
         page=page_of(findings),
         style=_trusted(style),
         style_hash=f"sha256-{digest}",
         version=_version(),
     )
+    return page
 
 
 @cache

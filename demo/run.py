@@ -1,0 +1,227 @@
+"""The demo: real digits, a few wrong labels, a network trained on them, and what kinsight sees in it.
+
+make demo            everything, two to three minutes on two cores
+demo/run.py --quick  a few hundred digits and two epochs, for the tests
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import kinsight
+from demo.network import convnet
+from kinsight.explorer import Findings, examine, render
+from kinsight.sources import load_samples
+
+WRONG_SHARE = 0.01
+SEED = 0
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Training and held-out digits; `labels` are what the network is trained on, `truth` what MNIST says."""
+
+    images: Tensor
+    truth: Tensor
+    labels: Tensor
+    held_out_images: Tensor
+    held_out_labels: Tensor
+
+    @property
+    def planted(self) -> Tensor:
+        """Positions of the wrong labels."""
+        return (self.labels != self.truth).nonzero().flatten()
+
+
+def load_digits(n: int) -> Digits:
+    """MNIST digits, a fifth of them held out, 1 % of the other labels replaced by another digit at random."""
+    samples = load_samples("mnist5k")
+    generator = torch.Generator().manual_seed(SEED)
+    order = torch.randperm(len(samples), generator=generator)[:n].tolist()
+    batch = samples.take(order)
+    n_training = n * 4 // 5
+    truth = batch.targets[:n_training]
+    labels = truth.clone()
+    wrong = torch.randperm(n_training, generator=generator)[: max(1, round(WRONG_SHARE * n_training))]
+    labels[wrong] = (labels[wrong] + torch.randint(1, 10, (len(wrong),), generator=generator)) % 10
+    return Digits(batch.inputs[:n_training], truth, labels, batch.inputs[n_training:], batch.targets[n_training:])
+
+
+def train(digits: Digits, n_epochs: int) -> nn.Sequential:
+    """The network, trained until it has memorized its wrong labels too."""
+    torch.manual_seed(SEED)
+    model = convnet()
+    optimizer = torch.optim.Adam(model.parameters())
+    n_steps = n_epochs * -(-len(digits.labels) // 64)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=n_steps)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("training", total=n_steps, loss="")
+        for _ in range(n_epochs):
+            for rows in torch.randperm(len(digits.labels)).split(64):
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(model(digits.images[rows]), digits.labels[rows])
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update(task, advance=1, loss=f"loss {float(loss.detach()):.3f}")
+    return model.eval()
+
+
+@torch.no_grad()
+def share_right(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images that the network gives these labels."""
+    return float((model(images).argmax(dim=1) == labels).float().mean())
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def picture(image: Tensor, size: int = 56) -> Image.Image:
+    """A digit, dark on light. [1 28 28]."""
+    pixels = (255 * (1 - image[0])).clamp(0, 255).to(torch.uint8).numpy()
+    return Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def draw_neighbors(found: Findings, digits: Digits, path: Path, size: int = 56) -> None:
+    """A grid: held-out digits at the left, the training digits most like them at the right, labels below."""
+    neighbors = found.neighbors
+    assert neighbors is not None
+    n, k = neighbors.positions.shape
+    width, height, gap = size + 8, size + 22, 26
+    sheet = Image.new("RGB", (width * (k + 1) + gap + 8, height * n + 26), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((8, 6), "held out", fill="#555555")
+    pen.text((8 + width + gap, 6), "most similar to the network, among the training digits", fill="#555555")
+    for row in range(n):
+        top = 24 + row * height
+        sheet.paste(picture(digits.held_out_images[row], size), (8, top))
+        pen.rectangle((7, top - 1, 8 + size, top + size), outline="#333333")
+        pen.text((8, top + size + 3), f"{int(digits.held_out_labels[row])}", fill="#333333")
+        for column in range(k):
+            place = int(neighbors.positions[row, column])
+            left = 8 + width + gap + column * width
+            sheet.paste(picture(digits.images[place], size), (left, top))
+            label = int(digits.labels[place])
+            color = "#333333" if label == int(digits.held_out_labels[row]) else "#c0392b"
+            pen.rectangle((left - 1, top - 1, left + size, top + size), outline=color)
+            text = f"{label}   {float(neighbors.similarities[row, column]):.2f}"
+            pen.text((left, top + size + 3), text, fill=color)
+    sheet.save(path, optimize=True)
+
+
+# -------------------------------------------------------------------------------------------- what was found
+
+
+def show_neighbors(found: Findings, digits: Digits) -> None:
+    """Held-out digits and the labels of their neighbors."""
+    table = Table("held out", "label", "neighbors' labels (similarity)", title="Nearest neighbors, to the network")
+    assert found.neighbors is not None
+    rows = zip(found.neighbors.query_ids, found.neighbors.positions, found.neighbors.similarities, strict=True)
+    for row, (name, places, similarities) in enumerate(rows):
+        pairs = zip(places.tolist(), similarities.tolist(), strict=True)
+        listed = "  ".join(f"{int(digits.labels[place])} ({value:.2f})" for place, value in pairs)
+        table.add_row(str(name), str(int(digits.held_out_labels[row])), listed)
+    console.print(table)
+
+
+def show_crowds(found: Findings, digits: Digits) -> None:
+    """The loneliest and the most crowded digits."""
+    table = Table("", "label", "soft count", title="How crowded the data is around a digit")
+    for what, places in (("lonely", found.lonely[:4]), ("crowded", found.crowded[:4])):
+        for place in places:
+            table.add_row(what, str(int(digits.labels[place])), f"{float(found.counts.values[place]):.0f}")
+    console.print(table)
+
+
+def show_suspects(found: Findings, digits: Digits) -> None:
+    """How many planted labels were found, and the doubtful labels that are MNIST's own."""
+    suspects, check = found.suspects, found.check
+    assert suspects is not None
+    assert check is not None
+    planted = set(digits.planted.tolist())
+    own = [row for row, place in enumerate(suspects.positions.tolist()) if place not in planted]
+    console.print(
+        f"\n[bold]{check.n_found} of the {check.n_wrong} planted wrong labels[/] are among the {check.n_shown} first "
+        f"suspects (AUROC of the score over all digits: {check.auroc:.3f})."
+    )
+    console.print(f"The other {len(own)} suspects have the label MNIST gives them; the first of these:")
+    table = Table("id", "label", "suggested", "score", title="Doubtful labels of MNIST itself")
+    for row in own[:8]:
+        record = (suspects.ids[row], int(suspects.given[row]), int(suspects.suggested[row]))
+        table.add_row(*map(str, record), f"{float(suspects.scores[row]):.3f}")
+    console.print(table)
+
+
+def save(model: nn.Module, digits: Digits, folder: Path) -> None:
+    """What the command line needs to look at the same network and data."""
+    save_file(model.state_dict(), folder / "convnet.safetensors")
+    np.savez_compressed(folder / "train.npz", x=digits.images.numpy(), y=digits.labels.numpy())
+    np.savez_compressed(folder / "held-out.npz", x=digits.held_out_images.numpy(), y=digits.held_out_labels.numpy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few hundred digits and two epochs")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for what is written")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    digits = load_digits(500 if options.quick else 5000)
+    console.print(
+        f"{len(digits.labels):,} real MNIST digits to train on, {len(digits.held_out_labels):,} held out. "
+        f"[bold]{len(digits.planted)} training labels (1 %) were made wrong on purpose.[/]"
+    )
+    model = train(digits, 2 if options.quick else 30)
+    held_out = share_right(model, digits.held_out_images, digits.held_out_labels)
+    memorized = share_right(model, digits.images[digits.planted], digits.labels[digits.planted])
+    console.print(f"Right on {held_out:.1%} of the held-out digits; memorized {memorized:.0%} of the wrong labels.\n")
+
+    names = [str(digit) for digit in range(10)]
+    data = kinsight.Samples(digits.images, digits.labels, class_names=names)
+    held_out_ids = [f"held-out {number}" for number in range(len(digits.held_out_labels))]
+    queries = kinsight.Samples(digits.held_out_images, digits.held_out_labels, ids=held_out_ids, class_names=names)
+    found = examine(
+        kinsight.GradientKernel(model),
+        data,
+        queries=queries,
+        n_suspects=max(8, len(digits.planted)),
+        truth=digits.truth,
+        title="MNIST, as a small network sees it",
+        progress=True,
+    )
+    show_neighbors(found, digits)
+    show_crowds(found, digits)
+    show_suspects(found, digits)
+
+    report = options.out / "report.html"
+    report.write_text(render(found), encoding="utf-8")
+    draw_neighbors(found, digits, options.out / "neighbors.png")
+    save(model, digits, options.out)
+    console.print(
+        f"\nThe report: [bold]{report}[/] (opens offline). The same from the command line, as on your own data:"
+    )
+    print(
+        f".venv/bin/kinsight report demo.network:convnet npz:{options.out}/train.npz "
+        f"--checkpoint {options.out}/convnet.safetensors --out {options.out}/again.html"
+    )
+
+
+if __name__ == "__main__":
+    main()

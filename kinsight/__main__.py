@@ -1,0 +1,5 @@
+"""python -m kinsight."""
+
+from kinsight.cli import main
+
+main()
