@@ -91,8 +91,8 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command()
-def neighbors(
+@app.command("neighbors")
+def print_neighbors(
     model: Model,
     data: Data,
     queries: Annotated[str | None, typer.Option(help="Data whose neighbors are asked for; DATA if left out.")] = None,
@@ -113,7 +113,7 @@ def neighbors(
     debug: Debug = False,
 ) -> None:
     """The samples the network finds most similar to each query."""
-    from kinsight.neighbors import neighbors as find
+    from kinsight.neighbors import neighbors
     from kinsight.samples import Samples
 
     kernel = _kernel(model, checkpoint, allow_pickle, output, parameters, device, batch_size, dtype, seed)
@@ -121,12 +121,12 @@ def neighbors(
     asked: Any = samples if queries is None else _samples(queries, None, dtype)
     if ids:
         asked = Samples(asked.take(_positions(asked, ids)))
-    found = find(kernel, asked, samples, k, normalization=normalization.value, progress=not quiet)
+    found = neighbors(kernel, asked, samples, k, normalization=normalization.value, progress=not quiet)
     _print(found.rows(), as_json=as_json, normalization=normalization.value)
 
 
-@app.command()
-def density(
+@app.command("density")
+def print_density(
     model: Model,
     data: Data,
     kind: Annotated[
@@ -172,8 +172,8 @@ def density(
     _print(rows, as_json=as_json, kind=kind.value, normalization=normalization.value, n_data=counts.n_data)
 
 
-@app.command()
-def labels(
+@app.command("labels")
+def print_labels(
     model: Model,
     data: Data,
     power: Annotated[float, typer.Option(help="Exponent of the weights: higher listens to fewer neighbors.")] = 8.0,
@@ -210,8 +210,8 @@ def labels(
         raise typer.Exit(1)
 
 
-@app.command()
-def report(
+@app.command("report")
+def make_report(
     model: Model,
     data: Data,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
