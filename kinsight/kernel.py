@@ -113,7 +113,7 @@ class GradientKernel:
         >>> import torch, kinsight
         >>> model = torch.nn.Linear(2, 1)
         >>> kernel = kinsight.GradientKernel(model)
-        >>> kernel(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))     # x.y + 1, the 1 is the bias
+        >>> kernel(torch.tensor([[3.0, 4.0], [1.0, 0.0]]))  # x.y + 1, the 1 is the bias
         tensor([[26.,  4.],
                 [ 4.,  2.]], dtype=torch.float64)
 
