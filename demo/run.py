@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,12 +22,14 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import kinsight
-from demo.network import convnet
+from demo.network import ConvNet, convnet
+from demo.pictures import draw_sheet, show_strip
 from kinsight.explorer import Findings, examine, render
 from kinsight.sources import load_samples
 
 WRONG_SHARE = 0.01
 SEED = 0
+N_PICTURED, N_LISTED = 4, 8  # of what is found, in the terminal
 
 console = Console()
 
@@ -63,7 +64,7 @@ def load_digits(n: int) -> Digits:
     return Digits(batch.inputs[:n_training], truth, labels, batch.inputs[n_training:], batch.targets[n_training:])
 
 
-def train(digits: Digits, n_epochs: int) -> nn.Sequential:
+def train(digits: Digits, n_epochs: int) -> ConvNet:
     """The network, trained until it has memorized its wrong labels too."""
     torch.manual_seed(SEED)
     model = convnet()
@@ -90,64 +91,34 @@ def share_right(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((model(images).argmax(dim=1) == labels).float().mean())
 
 
-# ------------------------------------------------------------------------------------------------ pictures
-
-
-def picture(image: Tensor, size: int = 56) -> Image.Image:
-    """A digit, dark on light. [1 28 28]."""
-    pixels = (255 * (1 - image[0])).clamp(0, 255).to(torch.uint8).numpy()
-    return Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS)
-
-
-def draw_neighbors(found: Findings, digits: Digits, path: Path, size: int = 56) -> None:
-    """A grid: held-out digits at the left, the training digits most like them at the right, labels below."""
+def show_neighbors(found: Findings, digits: Digits) -> None:
+    """Held-out digits and their neighbors."""
     neighbors = found.neighbors
     assert neighbors is not None
-    n, k = neighbors.positions.shape
-    width, height, gap = size + 8, size + 22, 26
-    sheet = Image.new("RGB", (width * (k + 1) + gap + 8, height * n + 26), "white")
-    pen = ImageDraw.Draw(sheet)
-    pen.text((8, 6), "held out", fill="#555555")
-    pen.text((8 + width + gap, 6), "most similar to the network, among the training digits", fill="#555555")
-    for row in range(n):
-        top = 24 + row * height
-        sheet.paste(picture(digits.held_out_images[row], size), (8, top))
-        pen.rectangle((7, top - 1, 8 + size, top + size), outline="#333333")
-        pen.text((8, top + size + 3), f"{int(digits.held_out_labels[row])}", fill="#333333")
-        for column in range(k):
-            place = int(neighbors.positions[row, column])
-            left = 8 + width + gap + column * width
-            sheet.paste(picture(digits.images[place], size), (left, top))
-            label = int(digits.labels[place])
-            color = "#333333" if label == int(digits.held_out_labels[row]) else "#c0392b"
-            pen.rectangle((left - 1, top - 1, left + size, top + size), outline=color)
-            text = f"{label}   {float(neighbors.similarities[row, column]):.2f}"
-            pen.text((left, top + size + 3), text, fill=color)
-    sheet.save(path, optimize=True)
-
-
-# -------------------------------------------------------------------------------------------- what was found
-
-
-def show_neighbors(found: Findings, digits: Digits) -> None:
-    """Held-out digits and the labels of their neighbors."""
-    table = Table("held out", "label", "neighbors' labels (similarity)", title="Nearest neighbors, to the network")
-    assert found.neighbors is not None
-    rows = zip(found.neighbors.query_ids, found.neighbors.positions, found.neighbors.similarities, strict=True)
-    for row, (name, places, similarities) in enumerate(rows):
-        pairs = zip(places.tolist(), similarities.tolist(), strict=True)
-        listed = "  ".join(f"{int(digits.labels[place])} ({value:.2f})" for place, value in pairs)
-        table.add_row(str(name), str(int(digits.held_out_labels[row])), listed)
+    if console.is_terminal:
+        console.print("\n[bold]Nearest neighbors[/]: left, a digit the network was not trained on")
+        for row in range(N_PICTURED):
+            places, label = neighbors.positions[row].tolist(), int(digits.held_out_labels[row])
+            values = neighbors.similarities[row].tolist()
+            captions = [f"{int(digits.labels[p])}  ({v:.2f})" for p, v in zip(places, values, strict=True)]
+            images = [digits.held_out_images[row], *(digits.images[place] for place in places)]
+            show_strip(console, images, [f"[bold]{label}[/]", *captions])
+    table = Table("held out", "label", "labels of the neighbors", "similarity", title="Nearest neighbors")
+    for row, name in enumerate(neighbors.query_ids):
+        labels = " ".join(str(int(digits.labels[place])) for place in neighbors.positions[row].tolist())
+        first, last = neighbors.similarities[row, [0, -1]].tolist()
+        table.add_row(str(name), str(int(digits.held_out_labels[row])), labels, f"{first:.2f} to {last:.2f}")
     console.print(table)
 
 
 def show_crowds(found: Findings, digits: Digits) -> None:
     """The loneliest and the most crowded digits."""
-    table = Table("", "label", "soft count", title="How crowded the data is around a digit")
-    for what, places in (("lonely", found.lonely[:4]), ("crowded", found.crowded[:4])):
-        for place in places:
-            table.add_row(what, str(int(digits.labels[place])), f"{float(found.counts.values[place]):.0f}")
-    console.print(table)
+    for what, places in (("Loneliest", found.lonely), ("Most crowded", found.crowded)):
+        labels, counts = digits.labels[list(places)].tolist(), found.counts.values[list(places)].tolist()
+        pairs = [f"{label}  ({count:.0f})" for label, count in zip(labels, counts, strict=True)]
+        console.print(f"\n[bold]{what}[/], by label and soft count: {', '.join(pairs[:N_LISTED])}")
+        if console.is_terminal:
+            show_strip(console, [digits.images[place] for place in places], pairs)
 
 
 def show_suspects(found: Findings, digits: Digits) -> None:
@@ -156,14 +127,21 @@ def show_suspects(found: Findings, digits: Digits) -> None:
     assert suspects is not None
     assert check is not None
     planted = set(digits.planted.tolist())
-    own = [row for row, place in enumerate(suspects.positions.tolist()) if place not in planted]
+    places = suspects.positions.tolist()
+    own = [row for row, place in enumerate(places) if place not in planted]
+    if console.is_terminal:
+        console.print("\n[bold]First suspects[/]: the label each was given, and what its neighbors say")
+        captions = [f"{int(a)} -> [bold]{int(b)}[/]" for a, b in zip(suspects.given, suspects.suggested, strict=True)]
+        show_strip(console, [digits.images[place] for place in places], captions)
     console.print(
-        f"\n[bold]{check.n_found} of the {check.n_wrong} planted wrong labels[/] are among the {check.n_shown} first "
-        f"suspects (AUROC of the score over all digits: {check.auroc:.3f})."
+        f"\n[bold]{check.n_found} of the {check.n_wrong} planted wrong labels[/] are among the first {check.n_shown} "
+        f"suspects (AUROC of the score over all {len(digits.labels):,} digits: {check.auroc:.3f})."
     )
-    console.print(f"The other {len(own)} suspects have the label MNIST gives them; the first of these:")
+    console.print(f"The other {len(own)} suspects have the label MNIST gives them. Judge yourself; the first of these:")
+    if console.is_terminal:
+        show_strip(console, [digits.images[places[row]] for row in own], [captions[row] for row in own])
     table = Table("id", "label", "suggested", "score", title="Doubtful labels of MNIST itself")
-    for row in own[:8]:
+    for row in own[:N_LISTED]:
         record = (suspects.ids[row], int(suspects.given[row]), int(suspects.suggested[row]))
         table.add_row(*map(str, record), f"{float(suspects.scores[row]):.3f}")
     console.print(table)
@@ -212,7 +190,7 @@ def main() -> None:
 
     report = options.out / "report.html"
     report.write_text(render(found), encoding="utf-8")
-    draw_neighbors(found, digits, options.out / "neighbors.png")
+    draw_sheet(found, digits.images, digits.held_out_images, options.out / "neighbors.png")
     save(model, digits, options.out)
     console.print(
         f"\nThe report: [bold]{report}[/] (opens offline). The same from the command line, as on your own data:"

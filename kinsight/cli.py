@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.errors import KinsightError, KinsightWarning, UnknownNameError
+from kinsight.errors import InputError, KinsightError, KinsightWarning, UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from kinsight.kernel import GradientKernel
     from kinsight.samples import Samples
 
@@ -32,6 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_TABLE_ENDS = 20
 
 
 class Normalization(StrEnum):
@@ -71,7 +77,7 @@ Similarity = Annotated[Normalization, typer.Option(help="Which similarity.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples in one pass; by memory where left out.")]
 Dtype = Annotated[Precision | None, typer.Option(help="Convert model and data to this type.")]
-Seed = Annotated[int, typer.Option(help="Of random probes.")]
+Seed = Annotated[int, typer.Option(help="Of random probes, and of weights that no checkpoint sets.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first so many samples.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -177,8 +183,10 @@ def print_labels(
     model: Model,
     data: Data,
     power: Annotated[float, typer.Option(help="Exponent of the weights: higher listens to fewer neighbors.")] = 8.0,
-    top: Annotated[int | None, typer.Option(min=1, help="At most so many suspects.")] = None,
-    fail_on: Annotated[int | None, typer.Option(min=1, help="Exit with 1 from so many suspects on.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show so many suspects at most.")] = None,
+    fail_on: Annotated[
+        int | None, typer.Option(min=1, help="Exit with 1 from so many suspects on, shown or not.")
+    ] = None,
     checkpoint: Checkpoint = None,
     allow_pickle: AllowPickle = False,
     output: Output = "logits",
@@ -194,19 +202,18 @@ def print_labels(
     debug: Debug = False,
 ) -> None:
     """Labels that the neighborhood contradicts, and what it says instead."""
+    from kinsight.explorer.findings import n_contradicted
     from kinsight.labels import label_suspects
 
     kernel = _kernel(model, checkpoint, allow_pickle, output, parameters, device, batch_size, dtype, seed)
+    samples = _samples(data, limit, dtype)
     found = label_suspects(
-        kernel,
-        _samples(data, limit, dtype),
-        n_suspects=top,
-        power=power,
-        normalization=normalization.value,
-        progress=not quiet,
+        kernel, samples, n_suspects=top, power=power, normalization=normalization.value, progress=not quiet
     )
-    _print(found.rows(), as_json=as_json, task=found.task, n_suspects=len(found), power=power)
-    if fail_on is not None and len(found) >= fail_on:
+    n_suspects = n_contradicted(found)  # also those that --top leaves out
+    rows = (_with_names(row, samples.class_names) for row in found.rows())
+    _print(rows, as_json=as_json, task=found.task, n_suspects=n_suspects, n_data=len(samples), power=power)
+    if fail_on is not None and n_suspects >= fail_on:
         raise typer.Exit(1)
 
 
@@ -218,6 +225,8 @@ def make_report(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
     queries: Annotated[str | None, typer.Option(help="Data whose neighbors are shown; else some of DATA.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "",
+    n_queries: Annotated[int, typer.Option(min=0, help="Queries whose neighbors are shown.")] = 8,
+    n_neighbors: Annotated[int, typer.Option(min=1, help="Neighbors shown of each.")] = 8,
     n_suspects: Annotated[int, typer.Option(min=0, help="Suspected labels shown.")] = 24,
     checkpoint: Checkpoint = None,
     allow_pickle: AllowPickle = False,
@@ -236,20 +245,22 @@ def make_report(
     """One HTML file with neighbors, crowds and suspected labels, pictures inside; it opens offline."""
     from kinsight.explorer import write_report
 
-    if out.exists() and not overwrite:
-        raise UnknownNameError(f"{out} exists. Pass --overwrite to replace it, or another --out.")
+    _check_writable(out, overwrite)
     kernel = _kernel(model, checkpoint, allow_pickle, output, parameters, device, batch_size, dtype, seed)
     written = write_report(
         out,
         kernel,
         _samples(data, limit, dtype),
         queries=None if queries is None else _samples(queries, None, dtype),
+        n_queries=n_queries,
+        n_neighbors=n_neighbors,
         n_suspects=n_suspects,
         normalization=normalization.value,
         title=title,
         progress=not quiet,
     )
-    _print([{"path": str(written.path), "bytes": written.n_bytes}], as_json=as_json)
+    said = [str(headline) for headline in written.headlines]
+    _print([{"path": str(written.path), "bytes": written.n_bytes}], as_json=as_json, headlines=said)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -261,32 +272,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.showwarning = _show_warning  # catch_warnings puts the old one back
         try:
             status = app(given, prog_name="kinsight", standalone_mode=False) or 0
-        except KinsightError as error:
-            if "--debug" in given:
-                raise
-            _fail(str(error))
         except (typer.Abort, KeyboardInterrupt):
             status = 130
         except Exception as error:
-            show: Callable[[], None] | None = getattr(error, "show", None)
-            if show is None:
+            if "--debug" in given and not hasattr(error, "show"):
                 raise
-            show()  # click's own: usage and parameters
+            _show_error(error)
             status = 2
     if status == 130:
         print("interrupted", file=sys.stderr)
     sys.exit(status)
 
 
-def _fail(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+def _show_error(error: Exception) -> None:
+    """One line for errors of ours and the system's; click's own, about usage; and a hint for what nobody expected."""
+    show: Callable[[], None] | None = getattr(error, "show", None)
+    if show is not None:
+        show()
+        return
+    message = _printable(" ".join(str(error).split()))
+    if not isinstance(error, KinsightError | OSError):
+        message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
+    print(f"error: {message}", file=sys.stderr)
 
 
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {_printable(str(message))}", file=sys.stderr)
 
 
 def _samples(source: str, limit: int | None, dtype: Precision | None) -> Samples:
@@ -324,12 +337,25 @@ def _kernel(
     from kinsight.kernel import GradientKernel
     from kinsight.sources import load_model
 
+    torch.manual_seed(seed)
     weights = None if checkpoint is None else str(checkpoint)
     network = load_model(model, checkpoint=weights, device=device, allow_pickle=allow_pickle)
     if dtype is not None:
         network = network.to(getattr(torch, dtype.value))
-    chosen = (lambda name: any(fnmatch.fnmatchcase(name, p) for p in parameters)) if parameters else None
+    chosen = _parameters(network, parameters) if parameters else None
     return GradientKernel(network, _output(output, seed), parameters=chosen, batch_size=batch_size)
+
+
+def _parameters(network: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the parameters that match any of the patterns."""
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UnknownNameError(
+                f"--parameters {pattern}: no parameter of the {type(network).__name__} has such a name. It has "
+                f"{len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}."
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _output(text: str, seed: int) -> Any:
@@ -346,33 +372,72 @@ def _output(text: str, seed: int) -> Any:
     return text
 
 
+def _check_writable(out: Path, overwrite: bool) -> None:
+    """Refuse before anything is computed."""
+    if not out.parent.is_dir():
+        raise InputError(f"There is no folder {out.parent}. Make it, or pass another --out.")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder. Pass the name of a file as --out.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Pass --overwrite to replace it, or another --out.")
+
+
+def _with_names(row: dict[str, Any], class_names: Sequence[str] | None) -> dict[str, Any]:
+    """The record of a suspect, with the names of its classes where the data has them."""
+    numbers = {key: row[key] for key in ("given", "suggested")}
+    if class_names is None or any(number not in range(len(class_names)) for number in numbers.values()):
+        return row
+    return {**row, **{f"{key}_name": class_names[number] for key, number in numbers.items()}}
+
+
 def _print(rows: Iterable[Mapping[str, Any]], *, as_json: bool, **facts: Any) -> None:
     """Rows as one JSON document with the facts about them, as a table in a terminal, else as tab-separated lines."""
     listed = [dict(row) for row in rows]
-    if as_json:
-        print(json.dumps(_plain({**facts, "rows": listed}), allow_nan=False))
-        return
-    columns = list(listed[0]) if listed else []
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
+    try:
+        if as_json:
+            print(json.dumps(_plain({**facts, "rows": listed}), allow_nan=False))
+        elif sys.stdout.isatty():
+            _print_table(listed)
+        elif listed:
+            print("\t".join(listed[0]))
+            for row in listed:
+                print("\t".join(map(_cell, row.values())))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-        table = Table(*columns)
-        for row in listed:
-            table.add_row(*(Text(_cell(value)) for value in row.values()))
-        Console().print(table if listed else "nothing found")
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table for reading; of many rows the first and the last."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        Console().print("nothing found")
         return
-    if columns:
-        print("\t".join(columns))
-    for row in listed:
-        print("\t".join(_cell(value).replace("\t", " ").replace("\n", " ") for value in row.values()))
+    table = Table(*rows[0])
+    n_left_out = len(rows) - 2 * _TABLE_ENDS
+    ends = [rows] if n_left_out <= 1 else [rows[:_TABLE_ENDS], rows[-_TABLE_ENDS:]]
+    for end in ends:
+        for row in end:
+            table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_section()
+    Console().print(table)
+    if len(ends) > 1:
+        print(f"{n_left_out:,} rows between them are not shown; a pipe or --json gets all.", file=sys.stderr)
 
 
 def _cell(value: Any) -> str:
+    """A value in one cell: no line breaks, no tabs, nothing that a terminal would obey."""
     if isinstance(value, float):
         return f"{value:.6g}"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return _printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _printable(text: str) -> str:
+    """Text with control characters written out: ids come from files, and a terminal obeys what it is sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _plain(value: Any) -> Any:

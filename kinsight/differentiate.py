@@ -8,21 +8,24 @@ The route of every parameter is decided on the first batch of a kind, remembered
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from kinsight.batch_gradients import BatchGradients
+from kinsight.batches import Batch, map_leaves
 from kinsight.capture import LayerCapture
 from kinsight.coverage import unexplained
 from kinsight.errors import (
     IndependentOutputError,
     MixedSamplesError,
+    ModelCallError,
     ModelError,
     StochasticModelError,
     UncapturedParameterError,
@@ -34,7 +37,6 @@ from kinsight.layouts import Layouts, find_layouts, output_gradients
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
 from kinsight.rules import RULES, apply_rule
 from kinsight.running import HIDDEN_BY_CHECKPOINT, call_model, check_finite, needs_company, untouched
-from kinsight.samples import Batch
 
 Check = Literal["first", "always", "never"]
 
@@ -108,7 +110,7 @@ class Differentiator:
             if not is_new:
                 outputs = outputs if is_differentiable else outputs.detach()
             gradients.update(self._from_generic(batch, generic, plan))
-            if is_new:
+            if is_new and not self._prove_in_float32(batch, gradients, graph, plan):
                 self._prove(batch, outputs, gradients, graph, plan)
         self._report(gradients, graph, plan)
         if not is_differentiable:
@@ -188,6 +190,38 @@ class Differentiator:
                 "batch (batch statistics, contrastive terms, routing with a capacity), so it has no gradient of its "
                 "own. Make the model treat samples independently in eval mode."
             )
+
+    def _prove_in_float32(self, batch: Batch, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> bool:
+        """Prove a half-precision model on a float32 copy of it, where a fault does not hide in the rounding.
+
+        Returns:
+            False for a model of full precision, and for one that cannot be copied or run in float32: then the proof
+            has to do with the tolerance of half precision.
+        """
+        if graph.precision not in (torch.bfloat16, torch.float16):
+            return False
+        try:
+            copied = copy.deepcopy(self.model).float()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):  # holds what cannot be copied
+            return False
+        named = dict(copied.named_parameters())
+        parameters = {name: named[name] for name in self.parameters}
+        single = Differentiator(copied, self.output, parameters, fallback=self.fallback, max_outputs=self.max_outputs)
+        inputs = map_leaves(_in_float32, batch.inputs)
+        try:
+            with torch.autocast(next(iter(parameters.values())).device.type, enabled=False):
+                single(Batch(inputs, batch.ids, batch.targets))
+        except ModelCallError:  # casts to half precision inside
+            return False
+        failed = {name for name, reason in single._reasons().items() if name not in plan.reasons}
+        for name in failed:
+            plan.reasons[name] = single._reasons()[name]
+        gradients.update(self._from_generic(batch, {name: self.parameters[name] for name in failed}, plan))
+        return True
+
+    def _reasons(self) -> dict[str, str]:
+        """Why parameters take a generic path, over all kinds of batches seen."""
+        return {name: reason for plan in self._plans.values() for name, reason in plan.reasons.items()}
 
     def _refuse_mixed(self, batch: Batch, outputs: Tensor, graph: Graph) -> None:
         """Raise where outputs change when samples are in other company: every second sample, then the rest.
@@ -327,6 +361,10 @@ class Differentiator:
                 )
             elif name not in gradients:
                 self.routes.setdefault(name, "unused: the output does not depend on it")
+
+
+def _in_float32(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import jaxtyping
@@ -17,6 +18,9 @@ jaxtyping.install_import_hook("kinsight", "tests.typechecker.checked")
 # The same examples on every run, and no time limit: a slow machine is not a failing test.
 hypothesis.settings.register_profile("kinsight", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("kinsight")
+
+# Tiny tensors in several processes: more threads than this only wait for each other.
+torch.set_num_threads(1)
 
 N_GPU_TESTS_LEFT_OUT = pytest.StashKey[int]()
 
@@ -62,6 +66,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gpu:
         config.hook.pytest_deselected(items=gpu)
         items[:] = [item for item in items if not item.get_closest_marker("gpu")]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker process tells how many tests it left out; all workers leave out the same."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["n_gpu"] = session.config.stash.get(N_GPU_TESTS_LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[N_GPU_TESTS_LEFT_OUT] = getattr(node, "workeroutput", {}).get("n_gpu", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,6 +1,8 @@
 """The command line says what the library says, and fails in one line."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -114,7 +116,23 @@ def test_labels(folder: Path, kernel: Any, capsys: pytest.CaptureFixture[str]) -
     assert [row["suggested"] for row in document["rows"]] == expected.suggested.tolist()
     assert run(capsys, *arguments, "--fail-on", "1")[0] == 1
     assert run(capsys, *arguments, "--fail-on", str(len(expected) + 1))[0] == 0
-    assert len(json.loads(run(capsys, *arguments, "--top", "1")[1])["rows"]) == 1
+    status, out, _ = run(capsys, *arguments, "--top", "1", "--fail-on", str(len(expected)))
+    assert len(json.loads(out)["rows"]) == 1
+    assert json.loads(out)["n_suspects"] == len(expected)
+    assert status == 1
+
+
+def test_labels_are_named_where_the_data_names_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = np.load("data.npz")
+    rows = zip(arrays["x"].tolist(), arrays["y"].tolist(), strict=True)
+    lines = [f"{a},{b},{c},{'cat' if y else 'an owl'}" for (a, b, c), y in rows]
+    (folder / "data.csv").write_text("\n".join(["a,b,c,animal", *lines]))
+    arguments = ("labels", "shop:build", "csv:data.csv?target=animal", "--power", "2", *COMMON)
+    first = json.loads(run(capsys, *arguments, "--json")[1])["rows"][0]
+    assert (first["given_name"], first["suggested_name"]) in {("cat", "an owl"), ("an owl", "cat")}
+    heading, *lines = run(capsys, *arguments)[1].splitlines()
+    assert heading.split("\t") == list(first)
+    assert first["given_name"] in lines[0].split("\t")
 
 
 def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,11 +140,26 @@ def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, *arguments)
     assert status == 0
     assert out.splitlines()[1].startswith("page.html\t")
-    assert "<html" in (folder / "page.html").read_text()
+    page = (folder / "page.html").read_text()
+    assert "<html" in page
+    status, out, _ = run(capsys, *arguments, "--overwrite", "--json")
+    document = json.loads(out)
+    assert document["rows"] == [{"path": "page.html", "bytes": len(page.encode())}]
+    assert any(said.endswith("of the labels are what the network itself predicts") for said in document["headlines"])
     status, _, err = run(capsys, *arguments)
     assert status == 2
     assert err.startswith("error: page.html exists. Pass --overwrite")
-    assert run(capsys, *arguments, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("missing/page.html", "error: There is no folder missing"), (".", "error: . is a folder")]
+)
+def test_report_refuses_before_it_computes(
+    folder: Path, out: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = run(capsys, "report", "no:model", "npz:nowhere.npz", "--out", out, *COMMON)
+    assert status == 2
+    assert err.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +172,10 @@ def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (("labels", "shop:build", "data.npz"), "error: "),
         (("labels", "shop:build", "npz:data.npz", "--output", "softmax"), "error: output='softmax' is unknown"),
         (("labels", "shop:build", "npz:data.npz", "--output", "probes:x"), "error: --output probes:x"),
-        (("labels", "shop:build", "npz:data.npz", "--parameters", "head.*"), "error: No parameter of Sequential"),
+        (
+            ("labels", "shop:build", "npz:data.npz", "--parameters", "head.*"),
+            "error: --parameters head.*: no parameter of the Seq",
+        ),
         (("neighbors", "shop:build", "npz:data.npz", "--ids", "99"), "error: There is no sample '99'"),
     ],
 )
@@ -171,6 +207,56 @@ def test_interruption_exits_with_130(
     status, _, err = run(capsys, "labels", "shop:build", "npz:data.npz", "--quiet")
     assert status == 130
     assert "interrupted" in err
+
+
+def test_what_nobody_expected_is_no_finding(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("kinsight.labels.label_suspects", fail)
+    arguments = ("labels", "shop:build", "npz:data.npz", "--quiet")
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err == "error: unexpected ZeroDivisionError: by zero (--debug shows where)\n"
+    with pytest.raises(ZeroDivisionError):
+        cli.main((*arguments, "--debug"))
+
+
+def test_ids_cannot_command_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.load("data.npz")["x"]
+    np.savez(folder / "hostile.npz", x=x, ids=[f"\x1b[31m\t{i}" for i in range(len(x))])
+    _, out, _ = run(capsys, "density", "shop:build", "npz:hostile.npz", *COMMON)
+    assert "\x1b" not in out
+    assert {len(line.split("\t")) for line in out.splitlines()} == {2}
+    assert out.splitlines()[1].startswith("\\x1b[31m\\t")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_table_of_the_ends(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(cli, "_TABLE_ENDS", 3)
+    with pytest.raises(SystemExit):
+        cli.main(("density", "shop:build", "npz:data.npz", *COMMON))
+    shown = sys.stdout.getvalue()
+    assert "count" in shown
+    assert sum(line.startswith("│") for line in shown.splitlines()) == 6
+    assert "14 rows between them are not shown" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
+    command = f"{sys.executable} -m kinsight density shop:build npz:data.npz --quiet --device cpu | true"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    bash = ["bash", "-o", "pipefail", "-c", command]
+    done = subprocess.run(bash, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_options_reach_the_kernel(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

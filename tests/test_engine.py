@@ -312,3 +312,27 @@ def test_torch_is_wrong_on_one_sample_of_batch_norm_and_we_are_not() -> None:
     whole = kernel(x)
     assert error(GradientKernel(model, output)(x[:1], x), whole[:1]) < EXACT
     assert error(reference.kernel(*(2 * (true_gradients(kernel, x),))), whole) < EXACT
+
+
+@pytest.mark.parametrize("fault", [_doubled, _swapped])
+def test_a_wrong_rule_does_not_hide_in_half_precision(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ZOO[0]
+    x = to_dtype(case.batch(6), torch.bfloat16)
+    monkeypatch.setitem(RULES, "Addmm", fault)
+    kernel = GradientKernel(case.model().to(torch.bfloat16))
+    kernel(x)
+    weights = [route for name, route in kernel.routes.items() if name.endswith("weight")]
+    assert all("failed the proof of coverage" in route for route in weights)
+
+
+def test_a_small_fault_is_seen_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One per cent off: far below what bfloat16 rounding would allow."""
+
+    def nearly_right(capture: LayerCapture) -> Gradients | None:
+        found = RIGHT(capture)
+        return None if found is None else found.mix(1.01 * torch.eye(found.c).expand(found.n, -1, -1).to(found.dtype))
+
+    monkeypatch.setitem(RULES, "Addmm", nearly_right)
+    kernel = GradientKernel(ZOO[0].model().to(torch.bfloat16))
+    kernel(to_dtype(ZOO[0].batch(6), torch.bfloat16))
+    assert all("failed the proof of coverage" in route for route in kernel.routes.values())

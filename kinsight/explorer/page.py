@@ -225,7 +225,7 @@ def _cards(findings: Findings, suspects: LabelSuspects, samples: dict[int, Field
     for place, score, suggested, supporters, similarities in zip(*columns, strict=True):
         portrait = names[place]
         is_wrong = bool(portrait.truth) and portrait.truth != portrait.label
-        truth = f"indeed wrong: it is {portrait.truth}" if is_wrong else "labeled as known to be right"
+        truth = f"known error: {portrait.truth}" if is_wrong else "no known error"
         reason = f"{score:.1%} of the neighborhood’s weight is on other labels."
         if suspects.task == "regression":
             reason = f"{score:.1f} robust standard deviations from its neighborhood."
