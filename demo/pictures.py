@@ -23,12 +23,14 @@ def in_terminal(image: Tensor) -> Text:
     """A digit in half blocks, 14 columns and 7 lines. [1 28 28]."""
     small = torch.nn.functional.avg_pool2d(image[None], 28 // CELLS)[0, 0]
     levels = (255 * small.clamp(0, 1) ** 0.8).to(torch.int).tolist()
-    text = Text()
+    lines = []
     for upper, lower in zip(levels[::2], levels[1::2], strict=True):
-        for above, below in zip(upper, lower, strict=True):
-            text.append("▀", style=f"rgb({above},{above},{above}) on rgb({below},{below},{below})")
-        text.append("\n")
-    return text
+        cells = [
+            ("▀", f"rgb({above},{above},{above}) on rgb({below},{below},{below})")
+            for above, below in zip(upper, lower, strict=True)
+        ]
+        lines.append(Text.assemble(*cells))
+    return Text("\n").join(lines)
 
 
 def show_strip(console: Console, images: Sequence[Tensor], captions: Sequence[str]) -> None:

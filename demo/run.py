@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ WRONG_SHARE = 0.01
 SEED = 0
 N_PICTURED, N_LISTED = 4, 8  # of what is found, in the terminal
 
-console = Console()
+console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few hundred digits and two epochs")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for what is written")
     options = parser.parse_args()
+    start = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
 
     digits = load_digits(500 if options.quick else 5000)
@@ -192,13 +194,12 @@ def main() -> None:
     report.write_text(render(found), encoding="utf-8")
     draw_sheet(found, digits.images, digits.held_out_images, options.out / "neighbors.png")
     save(model, digits, options.out)
-    console.print(
-        f"\nThe report: [bold]{report}[/] (opens offline). The same from the command line, as on your own data:"
-    )
-    print(
-        f".venv/bin/kinsight report demo.network:convnet npz:{options.out}/train.npz "
-        f"--checkpoint {options.out}/convnet.safetensors --out {options.out}/again.html"
-    )
+    console.print(f"\nThe report: [bold]{report}[/], opens offline. {time.monotonic() - start:.0f} s in all.")
+    console.print("The same from the command line, as on your own model and data:\n")
+    common = f"demo.network:convnet npz:{options.out}/train.npz --checkpoint {options.out}/convnet.safetensors"
+    print(f".venv/bin/kinsight neighbors {common} --queries npz:{options.out}/held-out.npz --ids 0 --ids 1 -k 5")
+    print(f".venv/bin/kinsight labels {common} --top 20")
+    print(f".venv/bin/kinsight report {common} --out {options.out}/again.html")
 
 
 if __name__ == "__main__":

@@ -47,13 +47,14 @@ class Batch:
     inputs: Inputs
     ids: tuple[Id, ...] = ()
     targets: Tensor | None = None
-    has_own_ids: bool = field(init=False, default=False, repr=False)
-    """Whether the ids were given. Positions that stand in for them name nothing outside this batch."""
+    numbered_by: object = field(default=None, repr=False)
+    """Where nobody gave ids: whose positions stand in for them. They name nothing in other data."""
 
     def __post_init__(self) -> None:
         n = n_samples(self.inputs)
         given = checked_ids(self.ids)
-        object.__setattr__(self, "has_own_ids", bool(given))
+        if not given and self.numbered_by is None:
+            object.__setattr__(self, "numbered_by", object())
         ids = given or tuple(range(n))
         object.__setattr__(self, "ids", ids)
         check_length("ids", len(ids), n)
@@ -71,7 +72,8 @@ class Batch:
         else:
             ids = self.ids[rows]
         cut = partial(cut_rows, rows=rows)
-        return Batch(map_leaves(cut, self.inputs), ids, None if self.targets is None else cut(self.targets))
+        targets = None if self.targets is None else cut(self.targets)
+        return Batch(map_leaves(cut, self.inputs), ids, targets, self.numbered_by)
 
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """The same samples in order, at most `batch_size` at a time, as views; all at once without it."""
@@ -84,7 +86,7 @@ class Batch:
         def moved(leaf: Any) -> Any:
             return leaf.to(device) if isinstance(leaf, Tensor) else leaf
 
-        return Batch(map_leaves(moved, self.inputs), self.ids, moved(self.targets))
+        return Batch(map_leaves(moved, self.inputs), self.ids, moved(self.targets), self.numbered_by)
 
 
 def as_batch(x: Any) -> Batch:

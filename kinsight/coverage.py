@@ -21,6 +21,10 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2, to
 """Largest difference allowed, in units of the sum were nothing to cancel. Honest errors: 1e-15, 1e-7, 1e-2, 1e-3."""
 
 
+FLOOR = 1e-6
+"""Samples with gradients smaller than this share of the largest are not weighted up further: theirs are rounding."""
+
+
 def unexplained(
     outputs: Tensor, gradients: Mapping[str, Gradients], leaves: Mapping[str, Tensor], precision: torch.dtype
 ) -> dict[str, float]:
@@ -44,6 +48,7 @@ def unexplained(
     generator = torch.Generator().manual_seed(1)
     bounds = {name: in_float64(each.bound()).cpu() for name, each in gradients.items()}
     norms = torch.stack([torch.zeros(n, dtype=torch.float64), *(b**2 for b in bounds.values())]).sum(dim=0).sqrt()
+    norms = norms.clamp(min=FLOOR * float(norms.max()))
     scaled = sample_tags(n, generator) / torch.where(norms > 0, norms, 1.0)
     across = sample_tags(c, generator)
     weights = scaled[:, None] * across

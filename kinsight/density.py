@@ -4,9 +4,9 @@
     hard   N_tau(x) = number of k(x, x_j) > tau  block by block
     power  N_a(x) = sum over k > 0 of k^a        block by block
 
-with k the similarity. x itself counts where it is in the data: when it is counted around the data's own samples, or by
-the id that a query was given; `include_self=False` takes its exact term out. A query without an id of its own is a
-stranger. Samples with zero gradient have no similarity: they add nothing to any count, and their own count is nan.
+with k the similarity. x itself counts where it is in the data: around the data's own samples or parts of the data, or
+by id where both sides were given ids; `include_self=False` takes its exact term out. Other queries are strangers.
+Samples with zero gradient have no similarity: they add nothing to any count, and their own count is nan.
 """
 
 from __future__ import annotations
@@ -212,6 +212,8 @@ def hard_count(
         `Counts`, [n], or [n k] for k thresholds.
     """
     taus = torch.as_tensor(thresholds, dtype=torch.float64)
+    if bool(taus.isnan().any()):
+        raise InputError("A threshold is nan: no similarity is above it or below it.")
 
     def above(similarities: Tensor) -> Tensor:
         return (similarities[..., None] > taus.reshape(-1)).sum(dim=1).double()
@@ -279,8 +281,8 @@ def _blockwise(
             similarities = block.cpu().clamp(-1, 1)
             undefined[r] &= similarities.isnan().all(dim=1)
             is_self = torch.arange(c.start, c.stop) == same[r, None]
-            similarities = similarities.masked_fill(is_self, 1.0 if include_self else -1.0)
-            part = count(similarities.nan_to_num(nan=-1.0))
+            similarities = similarities.masked_fill(is_self, 1.0 if include_self else -torch.inf)
+            part = count(similarities.masked_fill(similarities.isnan(), -torch.inf))
             values = torch.zeros(len(targets), part.shape[1], dtype=torch.float64) if values is None else values
             values[r] += part
             advance(similarities.numel())

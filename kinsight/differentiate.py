@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch, map_leaves
@@ -75,6 +75,7 @@ class Differentiator:
     _plans: dict[tuple[object, ...], _Plan] = field(default_factory=dict)
     _no_vmap: str = ""
     _needs_company: bool = False
+    _n_batches: int = 0
 
     def __call__(self, batch: Batch, *, is_differentiable: bool = False) -> BatchGradients:
         """The gradients of one batch.
@@ -101,9 +102,15 @@ class Differentiator:
             graph = self._graph(outputs)
             if len(batch) == 1 and needs_company(graph.names):
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            plan, is_new = self._plan(outputs, graph, are_copies=are_copies)
-            gradients = self._from_rules(outputs, graph, plan, is_differentiable=is_differentiable, is_new=is_new)
-            if is_new or (self.check != "never" and (graph.may_move_samples or plan.reasons)):
+            nodes = list(dict.fromkeys(use.node for use in graph.uses if use.name in RULES))
+            at_nodes = output_gradients(outputs, nodes, is_differentiable=is_differentiable)
+            plan, is_new = self._plan(outputs, graph, at_nodes, are_copies=are_copies)
+            gradients = self._from_rules(
+                graph, plan, at_nodes, n=len(batch), is_differentiable=is_differentiable, is_new=is_new
+            )
+            self._n_batches += 1
+            is_due = self._n_batches & (self._n_batches - 1) == 0  # 1, 2, 4, 8, ...
+            if is_new or (self.check != "never" and (is_due or graph.may_move_samples or plan.reasons)):
                 self._refuse_mixed(batch, outputs, graph)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
             self._refuse_uncaptured(generic, plan, is_differentiable=is_differentiable)
@@ -146,25 +153,26 @@ class Differentiator:
 
     # ------------------------------------------------------------------------------------------- plan and proof
 
-    def _plan(self, outputs: Tensor, graph: Graph, *, are_copies: bool) -> tuple[_Plan, bool]:
+    def _plan(
+        self, outputs: Tensor, graph: Graph, at_nodes: Mapping[Node, Tensor], *, are_copies: bool
+    ) -> tuple[_Plan, bool]:
         """The plan for this kind of batch, and whether it has yet to be proved.
 
-        Layouts are measured again for every batch, unless nothing in the graph could have moved a sample. One sample,
-        or copies of one, prove nothing about batches of several: they are of a kind of their own.
+        Layouts are measured for every batch: the data can move samples in ways that no list of operations excludes. One
+        sample, or copies of one, prove nothing about batches of several: they are of a kind of their own.
         """
         n = outputs.shape[0]
         kind = (*_kind(graph, outputs, n), are_copies)
-        known = self._plans.get(kind)
-        if known is not None and not graph.may_move_samples and self.check != "always":
-            return known, False
-        layouts = find_layouts(outputs, graph.uses, n, graph.precision)
+        if self.check == "never" and kind in self._plans:
+            return self._plans[kind], False
+        layouts = find_layouts(outputs, graph.uses, at_nodes, graph.precision)
         places = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
         known = self._plans.get((*kind, places))
         if known is not None and self.check != "always":
             return known, False
         plan = _Plan(layouts, {})
         if layouts.is_settled:
-            self._plans[(*kind, places) if graph.may_move_samples else kind] = plan
+            self._plans[(*kind, places)] = self._plans[kind] = plan
         return plan, self.check != "never"
 
     def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> None:
@@ -251,18 +259,23 @@ class Differentiator:
     # -------------------------------------------------------------------------------------------------- routes
 
     def _from_rules(
-        self, outputs: Tensor, graph: Graph, plan: _Plan, *, is_differentiable: bool, is_new: bool
+        self,
+        graph: Graph,
+        plan: _Plan,
+        at_nodes: Mapping[Node, Tensor],
+        *,
+        n: int,
+        is_differentiable: bool,
+        is_new: bool,
     ) -> dict[str, Gradients]:
         """Gradients of the parameters all of whose uses have a rule and a layout."""
-        layouts = plan.layouts.for_batch(outputs.shape[0])
+        layouts = plan.layouts.for_batch(n)
         self._note_missing_rules(graph, plan, layouts)
         wanted = [
             (use, layout)
             for use, layout in zip(graph.uses, layouts, strict=True)
             if layout is not None and not any(name in plan.reasons for name in use.parameters)
         ]
-        nodes = list(dict.fromkeys(use.node for use, _ in wanted))
-        at_nodes = output_gradients(outputs, nodes, is_differentiable=is_differentiable)
         found: dict[str, list[Gradients]] = {}
         for use, layout in wanted:
             if use.node not in at_nodes:

@@ -67,8 +67,8 @@ class Graph:
         uses: every use of a chosen parameter, in a fixed order.
         leaves: the graph's leaf of each chosen parameter that the outputs depend on.
         idle: names of parameters with a use that got no rows, as an expert that no sample was sent to.
-        may_move_samples: whether the place of a sample could depend on the data, as where rows are gathered, sorted or
-            routed: True unless every node is known to leave samples where they are.
+        may_move_samples: whether rows may be gathered, sorted or routed: True unless every node is of a kind that
+            leaves samples where they are. A hint to look more often, not a guarantee.
         precision: the coarsest floating-point type any node computed in.
         names: names of the nodes.
     """
@@ -142,7 +142,7 @@ STEADY = RESHAPES | TRANSPOSES | frozenset(
      "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D",
      "ReplicationPad1D", "ReplicationPad2D", "Expand", "Repeat", "Slice", "Select", "Split", "SplitWithSizes", "Linear"}
 )  # fmt: skip
-"""Nodes that leave every sample where it is, whatever the data are."""
+"""Nodes that by themselves leave every sample where it is: where there are others, samples may be routed together."""
 
 PRODUCTS = frozenset({"Mm", "Addmm", "Bmm", "Mv"})
 """Matrix products: steady when one side is a weight. A permutation matrix made from the data is not."""

@@ -94,8 +94,7 @@ def label_suspects(
     """
     samples = Samples.wrap(data)
     targets = _known_targets(samples)
-    if not power > 0:
-        raise InputError(f"power is {power}: it must be positive.")
+    _check_numbers(power, n_suspects=n_suspects, n_supporters=n_supporters)
     task = task or ("regression" if targets.is_floating_point() else "classification")
     votes, total = _votes(kernel, samples, _ballots(targets, task), power, normalization, progress=progress)
     scores, suggested = _judge(targets, votes, total, task)
@@ -120,12 +119,27 @@ def label_suspects(
 _THRESHOLDS: dict[Task, float] = {"classification": 0.5, "regression": 3.0}
 
 
+def _check_numbers(power: float, **counts: int | None) -> None:
+    if not power > 0:
+        raise InputError(f"power is {power}: it must be positive.")
+    for name, count in counts.items():
+        if count is not None and count < 0:
+            raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
+
+
 def _known_targets(samples: Samples) -> Tensor:
     targets = samples.targets
     if targets is None:
         raise TargetError(
             "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of "
             "(input, target), or unpack=."
+        )
+    bad = ~torch.isfinite(targets.double().reshape(len(targets), -1)).all(dim=1)
+    if bool(bad.any()):
+        names = [samples.ids[place] for place in bad.nonzero().flatten().tolist()]
+        raise TargetError(
+            f"The targets of {len(names)} of {len(samples)} samples are nan or inf: {names[:5]}. A single one spoils "
+            "the mean of every neighborhood it is in. Leave these samples out."
         )
     return targets
 
@@ -140,7 +154,8 @@ def _ballots(targets: Tensor, task: Task) -> Tensor:
             )
         if int(targets.min()) < 0:
             raise TargetError(f"Class numbers start at 0; the smallest target is {int(targets.min())}.")
-        return torch.nn.functional.one_hot(targets.long()).double()
+        _, classes = torch.unique(targets.long(), return_inverse=True)
+        return torch.nn.functional.one_hot(classes).double()
     if task != "regression":
         raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
     return targets.double().reshape(len(targets), -1)
@@ -173,12 +188,14 @@ def _judge(targets: Tensor, votes: Tensor, total: Tensor, task: Task) -> tuple[T
     """Score of every sample, and what its neighborhood suggests."""
     shares = votes / total[:, None]
     if task == "classification":
-        own = shares.gather(1, targets.long()[:, None])[:, 0]
-        return 1 - own, votes.argmax(dim=1).to(targets.dtype)
+        known, classes = torch.unique(targets.long(), return_inverse=True)
+        own = shares.gather(1, classes[:, None])[:, 0]
+        return 1 - own, known[votes.argmax(dim=1)].to(targets.dtype)
     distance = (targets.double().reshape(len(targets), -1) - shares).norm(dim=1)
     spread = 1.4826 * distance[~distance.isnan()].median() if bool((~distance.isnan()).any()) else torch.tensor(1.0)
     scale = torch.where(spread > 0, spread, 1.0)
-    return distance / scale, shares.reshape(targets.shape).to(targets.dtype)
+    suggested = shares.reshape(targets.shape)
+    return distance / scale, suggested.to(targets.dtype) if targets.is_floating_point() else suggested
 
 
 def _supporters(

@@ -6,7 +6,7 @@ axis, second, folded together with time or windows) is measured, not assumed: se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -95,26 +95,35 @@ LAYOUT_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.
 """A layout is wrong by about 1 (tags differ by their own size). The honest error is a batch's rounding."""
 
 
-def find_layouts(outputs: Tensor, uses: Sequence[Use], n: int, precision: torch.dtype) -> Layouts:
-    """Measure where the samples lie in the output of every use.
+def find_layouts(
+    outputs: Tensor, uses: Sequence[Use], at_nodes: Mapping[Node, Tensor], precision: torch.dtype
+) -> Layouts:
+    """Measure where the samples lie in the output of every use, from one more backward pass.
 
-    Two backward passes, one with every sample's output weighted by its own tag: at a place that belongs to
-    sample s the second gradient is tag_s times the first, wherever in the tensor that place is. A use that mixes
-    samples, or works on something all samples share, fits no layout.
+    In it every sample's output is weighted by its own tag: at a place that belongs to sample s the gradient is tag_s
+    times that of the plain sum of outputs, wherever in the tensor that place is. A use that mixes samples, or works on
+    something all samples share, fits no layout.
+
+    Args:
+        outputs: [n c], with their graph.
+        uses: of the parameters.
+        at_nodes: gradients of each output at the nodes, [c ...].
+        precision: the coarsest any part of the model computes in.
     """
-    nodes = list(dict.fromkeys(use.node for use in uses))
+    n, c = outputs.shape
     generator = torch.Generator().manual_seed(0)
-    across = 1 + torch.rand(outputs.shape[1], generator=generator, dtype=torch.float64)
-    plain = across.to(outputs).expand(outputs.shape)
+    across = (1 + torch.rand(c, generator=generator, dtype=torch.float64)).to(outputs)
     tags = sample_tags(n, generator).to(outputs)
-    one = gradients_at(outputs, nodes, plain)
-    tagged = gradients_at(outputs, nodes, tags[:, None] * plain)
-    layouts = Layouts()
+    nodes = list(at_nodes)
+    tagged = gradients_at(outputs, nodes, tags[:, None] * across)
     by_node: dict[Node, tuple[Layout | None, bool]] = {}
-    for node, first, second in zip(nodes, one, tagged, strict=True):
-        by_node[node] = _fit_layout(first, second, tags, output_shape(node), n, precision)
+    for node, second in zip(nodes, tagged, strict=True):
+        each = at_nodes[node].detach()
+        one = torch.tensordot(across.to(each), each, dims=1)
+        by_node[node] = _fit_layout(one, second, tags, output_shape(node), n, precision)
+    layouts = Layouts()
     for use in uses:
-        layout, is_settled = by_node[use.node]
+        layout, is_settled = by_node.get(use.node, (Layout(0, n), True))  # no gradient there: it adds nothing
         layouts.found.append(layout)
         layouts.is_settled = layouts.is_settled and is_settled
     return layouts

@@ -54,8 +54,9 @@ def neighbors(
 ) -> Neighbors:
     """The samples of `data` that the network finds most similar to each query: exact, streamed, block by block.
 
-    A query that is itself in the data is not its own neighbor: when `queries` is `data`, or by the ids that the queries
-    were given. Queries without ids of their own are strangers. Samples with zero gradient are nobody's neighbor.
+    A query that is itself in the data is not its own neighbor: when `queries` is `data`, or a part of it (`data.take`,
+    `data.first`), or by id where both were given ids. Other queries are strangers, whatever their numbers. Samples with
+    zero gradient are nobody's neighbor.
 
     Args:
         kernel: the gradient kernel of the network.
@@ -100,11 +101,12 @@ def neighbors(
 def self_positions(rows: Samples, columns: Samples) -> Tensor:
     """Where each sample of the rows lies among the columns, by id; -1 where it does not. [n].
 
-    Rows without ids of their own are strangers: their numbers coincide with those of the columns by accident.
+    Ids name the same samples where both sides were given theirs, or where both count the positions of the same data.
     """
     if rows is columns:
         return torch.arange(len(rows))
-    place = {id_: position for position, id_ in enumerate(columns.ids)} if rows.has_own_ids else {}
+    is_same_naming = rows.numbered_by is columns.numbered_by
+    place = {id_: position for position, id_ in enumerate(columns.ids)} if is_same_naming else {}
     return torch.tensor([place.get(id_, -1) for id_ in rows.ids])
 
 

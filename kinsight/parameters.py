@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from kinsight.errors import NoParametersError, UncapturedParameterError, UnknownNameError
 
@@ -20,6 +21,12 @@ def choose_parameters(
         UncapturedParameterError: complex parameters.
     """
     named = dict(model.named_parameters())
+    lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
+    if lazy:
+        raise NoParametersError(
+            f"{len(lazy)} parameters of {type(model).__name__} have no size yet: {', '.join(map(repr, lazy[:3]))}. "
+            "Call the model once on a batch, so that its lazy layers take their size."
+        )
     every = dict(model.named_parameters(remove_duplicate=False))
     if parameters is None:
         tensors = {id(parameter) for parameter in named.values() if parameter.requires_grad}

@@ -209,7 +209,7 @@ class Converted:
             is_real = isinstance(leaf, Tensor) and leaf.is_floating_point()
             return leaf.to(self.dtype) if is_real else leaf
 
-        return Batch(map_leaves(convert, batch.inputs), batch.ids, batch.targets)
+        return Batch(map_leaves(convert, batch.inputs), batch.ids, batch.targets, batch.numbered_by)
 
 
 def reader_of(data: Any, unpack: Unpack | None) -> Reader:
@@ -244,7 +244,7 @@ def reader_of(data: Any, unpack: Unpack | None) -> Reader:
 
 def _batches_reader(batches: list[Batch]) -> Streamed:
     reader = Streamed(lambda: iter(batches), sum(map(len, batches)))
-    if any(batch.has_own_ids for batch in batches):
+    if any(batch.numbered_by is None for batch in batches):
         reader.ids = tuple(name for batch in batches for name in batch.ids)
     return reader
 

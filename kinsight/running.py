@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,7 +29,7 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
     refuse_rewritten_tables(model)
     versions = [(name, parameter, parameter._version) for name, parameter in parameters.items()]
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
-    buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     attributes = _attributes(model)
     states = _random_states(model)
     mixed: MixedSamplesError | None = None
@@ -45,8 +47,8 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
                 parameter.requires_grad_(flag)
         _restore_attributes(attributes)
         with torch.no_grad():
-            for buffer, version, value in buffers:
-                if buffer._version != version:
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
                     buffer.copy_(value)
         drew = _restore_random_states(states)
     if drew:
@@ -65,20 +67,40 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
         raise mixed
 
 
-def _attributes(model: nn.Module) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
-    """What every module holds, with what its containers hold: what a forward pass could rebind."""
-    held = []
+Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
+
+
+def _attributes(model: nn.Module) -> list[tuple[Container, Container]]:
+    """What every module holds, with what its containers hold: what a forward pass could rebind or add to."""
+    held: list[tuple[Container, Container]] = []
+    seen: set[int] = set()
+
+    def hold(container: Container) -> None:
+        if id(container) in seen:
+            return
+        seen.add(id(container))
+        held.append((container, copy.copy(container)))
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, dict | list | set | deque):
+                hold(value)
+
     for module in model.modules():
-        held.append((module.__dict__, dict(module.__dict__)))
-        held.extend((value, dict(value)) for value in module.__dict__.values() if isinstance(value, dict))
+        hold(module.__dict__)
     return held
 
 
-def _restore_attributes(held: list[tuple[dict[Any, Any], dict[Any, Any]]]) -> None:
+def _restore_attributes(held: list[tuple[Container, Container]]) -> None:
     for container, before in held:
-        if len(container) != len(before) or any(container.get(key, held) is not value for key, value in before.items()):
+        if isinstance(container, dict) and isinstance(before, dict):
+            if len(container) != len(before) or any(container.get(k, held) is not v for k, v in before.items()):
+                container.clear()
+                container.update(before)
+        elif len(container) != len(before) or any(a is not b for a, b in zip(container, before, strict=True)):
             container.clear()
-            container.update(before)
+            if isinstance(container, set):
+                container.update(before)
+            else:
+                container.extend(before)  # type: ignore[union-attr]
 
 
 def refuse_rewritten_tables(model: nn.Module) -> None:

@@ -89,7 +89,9 @@ class Samples:
         self._targets = as_targets(labels if targets is None else targets)
         self._has_own_targets = self._targets is None  # whether they come with the batches
         self._ids = checked_ids(ids) if ids is not None else getattr(self._reader, "ids", None)
-        self.has_own_ids = self._ids is not None
+        self.numbered_by: object = None if self._ids is not None else object()
+        if isinstance(data, Batch) and ids is None:
+            self._ids, self.numbered_by = data.ids, data.numbered_by
         is_counted = not isinstance(self._reader, Streamed) or self._reader.n is not None
         if is_counted or self._targets is not None or self._ids is not None:
             n = len(self)  # costs a pass over a stream, so only where there is something to compare with
@@ -163,7 +165,7 @@ class Samples:
         """
         fewer = copy(self)
         fewer._reader = First(self._reader, checked_count("n", n))
-        fewer._ids, fewer.has_own_ids = self.ids[:n], True
+        fewer._ids = None if self._ids is None else self._ids[:n]
         fewer._targets = None if self._targets is None else self._targets[:n]
         return fewer
 
@@ -193,8 +195,8 @@ class Samples:
         """The batch with the ids of these positions, and with the targets where they do not come with it."""
         ids = tuple(positions) if self._ids is None else tuple(self._ids[i] for i in positions)
         if self._has_own_targets or self._targets is None:
-            return Batch(batch.inputs, ids, batch.targets)
-        return Batch(batch.inputs, ids, self._targets[list(positions)])
+            return Batch(batch.inputs, ids, batch.targets, self.numbered_by)
+        return Batch(batch.inputs, ids, self._targets[list(positions)], self.numbered_by)
 
 
 def _check_unique(ids: tuple[Id, ...]) -> None:

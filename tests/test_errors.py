@@ -71,6 +71,8 @@ def test_models_without_parameters() -> None:
     with pytest.raises(NoParametersError, match=r"it has 2, of which 2 are frozen.*parameters=lambda name: True"):
         GradientKernel(frozen)
     GradientKernel(frozen, parameters=lambda name: True)(X)
+    with pytest.raises(NoParametersError, match=r"have no size yet: 'weight', 'bias'. Call the model once"):
+        GradientKernel(nn.LazyLinear(2))
     with pytest.raises(
         UnknownNameError, match=r"no parameter 'head' \(1 of 2 names are unknown\). It has 2: 'weight', 'bias'"
     ):
@@ -388,7 +390,24 @@ class Permuted(Sorted):
         return permutation.T @ self.head(torch.tanh(self.body(permutation @ x)))
 
 
-@pytest.mark.parametrize("kind", [Sorted, Permuted])
+class Looked(Sorted):
+    """The same by looking rows up in the sorted ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        return nn.functional.embedding(order.argsort(), self.head(torch.tanh(self.body(x[order]))))
+
+
+class Masked(Sorted):
+    """The same by a mask, a product and a sum: nothing but arithmetic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort()
+        mask = nn.functional.one_hot(order.argsort()).to(x)
+        return (mask[:, :, None] * self.head(torch.tanh(self.body(x[order])))[None]).sum(1)
+
+
+@pytest.mark.parametrize("kind", [Sorted, Permuted, Looked, Masked])
 def test_layouts_that_change_with_the_data(kind: type[Sorted]) -> None:
     model = kind().double()
     x = torch.randn(6, 4, dtype=torch.float64)
@@ -484,11 +503,15 @@ class Remembers(nn.Module):
         self.body, self.table = nn.Linear(3, 2), nn.Parameter(torch.randn(5, 2))
         self.register_buffer("mean", torch.zeros(3))
         self.n_calls, self.last = 0, None
+        self.log: list[int] = []
+        self.nested = {"seen": [{1}]}
 
     def forward(self, x: Tensor) -> Tensor:
         self.mean = self.mean + 1
         self.n_calls += 1
         self.last = self.body(x)
+        self.log.append(self.n_calls)
+        self.nested["seen"][0].add(self.n_calls)
         return self.last + self.table[torch.tensor([1, 1])].sum(dim=0)
 
 
@@ -500,6 +523,8 @@ def test_what_a_model_keeps_comes_back() -> None:
     assert model.mean is mean
     assert bool((mean == 0).all())
     assert (model.n_calls, model.last) == (0, None)
+    assert model.log == []
+    assert model.nested == {"seen": [{1}]}
     model(X)
     assert model.n_calls == 1
     pruned = prune.l1_unstructured(nn.Linear(3, 2), "weight", amount=2)

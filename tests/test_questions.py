@@ -123,9 +123,10 @@ def test_a_sample_counts_itself_unless_told_otherwise(count: Callable[..., Count
     with_self, without = count(kernel, x), count(kernel, x, include_self=False)
     assert torch.allclose(with_self.values - without.values, torch.ones(8, dtype=torch.float64))
     strangers = x[:3]
-    known = Samples(x[:3], ids=[0, 1, 2])
     assert torch.allclose(count(kernel, x, strangers, include_self=False).values, with_self.values[:3])
-    assert torch.allclose(count(kernel, x, known, include_self=False).values, without.values[:3])
+    whole, named = Samples(x), Samples(x, ids=list("abcdefgh"))
+    for data, known in ((whole, whole.first(3)), (named, Samples(x[:3], ids=list("abc")))):
+        assert torch.allclose(count(kernel, data, known, include_self=False).values, without.values[:3])
 
 
 @pytest.mark.parametrize("normalization", ["whitened", "flat"])
@@ -142,8 +143,13 @@ def test_neighbors_are_the_largest_similarities(normalization: str) -> None:
         own = kinsight.neighbors(kernel, x, x, 5, normalization=normalization)
         masked = block(kernel, normalization, x, x).fill_diagonal_(-2).sort(dim=1, descending=True)
         assert torch.equal(own.positions, masked.indices[:, :5])
-    own_again = kinsight.neighbors(kernel, Samples(x[:4], ids=[0, 1, 2, 3]), x, 5, normalization=normalization)
-    assert torch.equal(own_again.positions, own.positions[:4])
+    whole = Samples(x)
+    for part in (whole.first(4), whole.take([0, 1, 2, 3]), Samples(whole.take(range(6))[:4])):
+        own_again = kinsight.neighbors(kernel, part, whole, 5, normalization=normalization)
+        assert torch.equal(own_again.positions, own.positions[:4])
+    for stranger in (Samples(x).first(4), Samples(x).take([0, 1, 2, 3]), Batch(x)[:4], Samples(x[:4], ids=range(4))):
+        found_again = kinsight.neighbors(kernel, stranger, whole, 5, normalization=normalization)
+        assert found_again.positions[:, 0].tolist() == [0, 1, 2, 3]
     strangers = kinsight.neighbors(kernel, x[:4], x, 5, normalization=normalization)
     assert strangers.positions[:, 0].tolist() == [0, 1, 2, 3]
     rows = list(found.rows())
@@ -289,6 +295,16 @@ def test_label_suspects_say_what_is_missing() -> None:
         kinsight.label_suspects(kernel, Samples(x, torch.zeros(4)), task="classification")
     with pytest.raises(TargetError, match="smallest target is -1"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
+    with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are nan or inf: \[2\]"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1.0, torch.nan, 2.0])))
+    with pytest.raises(InputError, match="n_supporters is -1"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), n_supporters=-1)
+    with pytest.raises(InputError, match="threshold is nan"):
+        kinsight.hard_count(kernel, x, thresholds=torch.nan)
+    sparse = kinsight.label_suspects(kernel, Samples(x, torch.tensor([3, 3, 10**9, 3])), threshold=0.0)
+    assert set(sparse.suggested.tolist()) <= {3, 10**9}
+    whole = kinsight.label_suspects(kernel, Samples(x, torch.tensor([1, 2, 3, 4])), task="regression", threshold=0.0)
+    assert whole.suggested.is_floating_point()
     with pytest.raises(InputError, match="power is 0"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), power=0)
 

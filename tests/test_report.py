@@ -1,15 +1,20 @@
 """The report holds what was found, loads nothing, and shows what comes from the data as text."""
 
+import base64
+import hashlib
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import kinsight
 from kinsight.errors import InputError
 from kinsight.explorer import examine, render, write_report
+from kinsight.explorer.pictures import data_uri, histogram, ticks
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -86,3 +91,89 @@ def test_numbers_to_show(kernel: kinsight.GradientKernel) -> None:
     assert "<html" in render(found)
     with pytest.raises(InputError, match="n_lonely is -1"):
         examine(kernel, images(), n_lonely=-1)
+
+
+class Page(HTMLParser):
+    """Every opening tag of a page, and the words in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def count(self, tag: str, class_: str | None = None) -> int:
+        return sum(t == tag and (class_ is None or class_ in (a.get("class") or "").split()) for t, a in self.tags)
+
+
+def test_the_policy_allows_the_style_and_nothing_else(kernel: kinsight.GradientKernel) -> None:
+    text = render(examine(kernel, images()))
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    tags = Page(text).tags
+    policy = next(a["content"] for t, a in tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+    assert not [
+        tag for tag, attributes in tags if tag in {"script", "link", "iframe", "object"} or "style" in attributes
+    ]
+    assert not [name for _, attributes in tags for name in attributes if name.startswith("on")]
+
+
+def test_every_sample_is_there_and_every_image_described(kernel: kinsight.GradientKernel) -> None:
+    found = examine(kernel, images(), n_queries=2, n_neighbors=3, n_lonely=4, n_crowded=5, n_suspects=3)
+    page = Page(render(found))
+    assert found.suspects is not None
+    n_supporters = int((found.suspects.supporter_positions >= 0).sum())
+    assert page.count("img") == 2 * (1 + 3) + 4 + 5 + len(found.suspects) + n_supporters
+    assert page.count("li", "card") == len(found.suspects) > 0
+    assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
+    assert page.count("rect", "bar") > 1
+    assert page.count("h1") == 1
+
+
+def test_a_ring_marks_neighbors_with_another_label(kernel: kinsight.GradientKernel) -> None:
+    data = images()
+    found = examine(kernel, data, n_queries=4, n_neighbors=5)
+    assert found.neighbors is not None
+    assert data.targets is not None
+    place = {name: position for position, name in enumerate(data.ids)}
+    own = data.targets[[place[name] for name in found.neighbors.query_ids]]
+    n_other = int((data.targets[found.neighbors.positions] != own[:, None]).sum())
+    assert Page(render(found)).count("figure", "differs") == n_other > 0
+
+
+def test_known_errors_are_marked_and_counted(kernel: kinsight.GradientKernel) -> None:
+    data = images()
+    assert data.targets is not None
+    found = examine(kernel, data, truth=(data.targets + 1) % 3)
+    assert found.check is not None
+    assert found.check.n_found == len(found.suspects or ()) > 0
+    assert Page(render(found)).count("span", "badge") == found.check.n_found
+
+
+def test_samples_without_gradient_are_named() -> None:
+    x = torch.randn(6, 3)
+    x[2] = 0
+    with pytest.warns(kinsight.errors.ZeroGradientWarning):
+        found = examine(kinsight.GradientKernel(nn.Linear(3, 2, bias=False)), kinsight.Samples(x, ids=list("abcdef")))
+    assert found.undefined_ids == ("c",)
+    assert "1 samples have a zero gradient" in " ".join(Page(render(found)).words)
+
+
+def test_photos_stay_small_and_flat_counts_have_one_bar() -> None:
+    photo = Image.effect_noise((800, 600), 60).convert("RGB")
+    assert data_uri(photo).startswith("data:image/jpeg;base64,")
+    assert len(data_uri(photo)) < 40_000
+    assert data_uri(photo.convert("CMYK").resize((9, 9))).startswith("data:image/png;base64,")
+    assert [bar.n for bar in histogram([2.0, 2.0, float("nan")])] == [2]
+    assert histogram([float("nan")]) == []
+    assert ticks(0.0, 0.06) == pytest.approx([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06])

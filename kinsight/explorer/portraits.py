@@ -113,6 +113,7 @@ def label_text(target: Tensor, class_names: Sequence[str] | None = None) -> str:
     """A target in words: the name of a class, its number, or values.
 
     Example:
+        >>> import torch
         >>> label_text(torch.tensor(1), ["cat", "dog"]), label_text(torch.tensor([0.5, 2.0]))
         ('dog', '0.5, 2')
     """
@@ -130,6 +131,7 @@ def first_values(batch: Batch, row: int, n_values: int = 6) -> str:
     """The first values of a sample's inputs, for where there is nothing better to show.
 
     Example:
+        >>> import torch
         >>> first_values(Batch(torch.arange(16.0).view(2, 8)), 1, n_values=3)
         '8, 9, 10, …'
     """

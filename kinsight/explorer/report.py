@@ -115,4 +115,4 @@ def _version() -> str:
     try:
         return metadata.version("kinsight")
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "(not installed)"
+        return "(a checkout)"
