@@ -163,7 +163,7 @@ def main() -> None:
     start = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
 
-    digits = load_digits(500 if options.quick else 5000)
+    digits = load_digits(300 if options.quick else 5000)
     console.print(
         f"{len(digits.labels):,} real MNIST digits to train on, {len(digits.held_out_labels):,} held out. "
         f"[bold]{len(digits.planted)} training labels (1 %) were made wrong on purpose.[/]"

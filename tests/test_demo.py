@@ -19,7 +19,7 @@ def test_the_demo_runs_and_its_last_line_works(tmp_path: Path) -> None:
     assert (tmp_path / "neighbors.png").read_bytes().startswith(b"\x89PNG")
     program, *arguments = done.stdout.splitlines()[-1].split()
     assert program == ".venv/bin/kinsight"
-    command = [sys.executable, "-m", "kinsight", *arguments, "--quiet"]
+    command = [sys.executable, "-m", "kinsight", *arguments, "--quiet", "--limit", "100"]
     again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "again.html").exists()

@@ -224,6 +224,9 @@ def _cards(findings: Findings, suspects: LabelSuspects, samples: dict[int, Field
     )
     for place, score, suggested, supporters, similarities in zip(*columns, strict=True):
         portrait = names[place]
+        is_split = (
+            suspects.task == "classification" and suggested == portrait.label
+        )  # outvoted by several labels together
         is_wrong = bool(portrait.truth) and portrait.truth != portrait.label
         truth = f"known error: {portrait.truth}" if is_wrong else "no known error"
         reason = f"{score:.1%} of the neighborhood’s weight is on other labels."
@@ -232,14 +235,14 @@ def _cards(findings: Findings, suspects: LabelSuspects, samples: dict[int, Field
         yield {
             "sample": samples[place],
             "given": portrait.label,
-            "suggested": suggested,
+            "suggested": "several others" if is_split else suggested,
             "reason": reason + (f" The network itself says {portrait.prediction}." if portrait.prediction else ""),
             "badge": truth if portrait.truth else "",
             "is_wrong": is_wrong,
             "supporters": [
                 {"sample": samples[supporter], "similarity": value}
                 for supporter, value in zip(supporters, similarities, strict=True)
-                if supporter >= 0
+                if supporter >= 0 and not is_split
             ],
         }
 
