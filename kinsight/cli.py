@@ -202,7 +202,6 @@ def print_labels(
     debug: Debug = False,
 ) -> None:
     """Labels that the neighborhood contradicts, and what it says instead."""
-    from kinsight.explorer.findings import n_contradicted
     from kinsight.labels import label_suspects
 
     kernel = _kernel(model, checkpoint, allow_pickle, output, parameters, device, batch_size, dtype, seed)
@@ -210,7 +209,7 @@ def print_labels(
     found = label_suspects(
         kernel, samples, n_suspects=top, power=power, normalization=normalization.value, progress=not quiet
     )
-    n_suspects = n_contradicted(found)  # also those that --top leaves out
+    n_suspects = found.n_contradicted  # also those that --top leaves out
     rows = (_with_names(row, samples.class_names) for row in found.rows())
     _print(rows, as_json=as_json, task=found.task, n_suspects=n_suspects, n_data=len(samples), power=power)
     if fail_on is not None and n_suspects >= fail_on:

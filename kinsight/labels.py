@@ -32,6 +32,7 @@ class LabelSuspects:
         supporter_positions: where these lie in the data, [k s]; -1 where there are fewer.
         supporter_similarities: [k s]; nan where there are fewer.
         all_scores: score of every sample of the data, [n]; nan where no neighbor has positive similarity.
+        n_contradicted: number of suspects before `n_suspects` cut the list.
         task: 'classification' or 'regression'.
     """
 
@@ -44,6 +45,7 @@ class LabelSuspects:
     supporter_positions: Tensor
     supporter_similarities: Tensor
     all_scores: Tensor
+    n_contradicted: int
     task: Task
 
     def __len__(self) -> int:
@@ -78,8 +80,8 @@ def label_suspects(
         data: whatever `Samples` takes, with targets: integers [n] (classification), or floats [n] or [n d]
             (regression).
         n_suspects: at most so many; all above the threshold where left out.
-        threshold: least score of a suspect; 0.5 (most of the weight disagrees) for classification and 3 (robust
-            standard deviations) for regression where left out.
+        threshold: least score of a suspect, whose own label besides must not have the most votes; 0.5 (most of the
+            weight disagrees) for classification and 3 (robust standard deviations) for regression where left out.
         power: exponent of the weights: higher listens to fewer neighbors.
         normalization: 'flat' or 'whitened' similarity.
         n_supporters: neighbors shown for each suspect.
@@ -100,7 +102,8 @@ def label_suspects(
     scores, suggested = _judge(targets, votes, total, task)
     least = threshold if threshold is not None else _THRESHOLDS[task]
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
-    order = order[scores[order] > least][:n_suspects]
+    order = order[_is_contradicted(scores, targets, suggested, least, task)[order]]
+    n_contradicted, order = len(order), order[:n_suspects]
     places, similarities = _supporters(kernel, samples, order, suggested, task, normalization, n_supporters)
     return LabelSuspects(
         ids=tuple(samples.ids[place] for place in order.tolist()),
@@ -112,11 +115,18 @@ def label_suspects(
         supporter_positions=places,
         supporter_similarities=similarities,
         all_scores=scores,
+        n_contradicted=n_contradicted,
         task=task,
     )
 
 
 _THRESHOLDS: dict[Task, float] = {"classification": 0.5, "regression": 3.0}
+
+
+def _is_contradicted(scores: Tensor, targets: Tensor, suggested: Tensor, least: float, task: Task) -> Tensor:
+    """Whether the score is above the threshold and, for classes, another label has more votes. [n]."""
+    is_other = suggested != targets if task == "classification" else torch.ones_like(scores, dtype=torch.bool)
+    return (scores > least) & is_other
 
 
 def _check_numbers(power: float, **counts: int | None) -> None:

@@ -255,8 +255,11 @@ def test_label_suspects_of_a_classifier(size: int) -> None:
     )
     scores, suggested = brute_force_scores(kernel.flat_similarity(x), labels, 4)
     assert error(found.all_scores, scores) < EXACT
-    assert len(found) == int((scores > 0.5).sum()) > 3
-    assert torch.equal(found.positions, scores.argsort(descending=True)[: len(found)])
+    is_suspect = (scores > 0.5) & (suggested != labels)
+    assert len(found) == found.n_contradicted == int(is_suspect.sum()) > 3
+    order = scores.argsort(descending=True)
+    assert torch.equal(found.positions, order[is_suspect[order]])
+    assert not bool((found.suggested == found.given).any())
     assert torch.equal(found.suggested, suggested[found.positions])
     assert torch.equal(found.given, labels[found.positions])
     similarity = kernel.flat_similarity(x).fill_diagonal_(-2)
@@ -268,7 +271,8 @@ def test_label_suspects_of_a_classifier(size: int) -> None:
     record = next(found.rows())
     assert record["id"] == found.ids[0]
     assert record["suggested"] == int(found.suggested[0])
-    assert len(kinsight.label_suspects(kernel, Samples(x, labels), n_suspects=2)) == 2
+    few = kinsight.label_suspects(kernel, Samples(x, labels), n_suspects=2, power=4)
+    assert (len(few), few.n_contradicted) == (2, found.n_contradicted)
 
 
 def test_label_suspects_of_a_regression() -> None:

@@ -234,12 +234,6 @@ def _places(result: Neighbors | LabelSuspects | None) -> Iterator[int]:
         yield from (place for tensor in tensors for place in tensor.flatten().tolist() if place >= 0)
 
 
-def n_contradicted(suspects: LabelSuspects) -> int:
-    """How many samples `label_suspects` finds above its default threshold when it is not limited to some."""
-    least = 0.5 if suspects.task == "classification" else 3.0
-    return int((suspects.all_scores > least).sum())
-
-
 def _as_truth(truth: Any, samples: Samples) -> Tensor | None:
     right = as_targets(truth)
     if right is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from kinsight.explorer.findings import Findings, n_contradicted
+from kinsight.explorer.findings import Findings
 from kinsight.explorer.pictures import data_uri, histogram, ticks
 from kinsight.explorer.portraits import Portrait
 from kinsight.labels import LabelSuspects
@@ -50,7 +50,7 @@ def _headlines(findings: Findings) -> Iterator[Headline]:
         text = f"labels known to be wrong are among the {check.n_shown} suspects shown{rate}"
         yield Headline(f"{check.n_found} of {check.n_wrong}", text)
     if findings.suspects is not None:
-        n = n_contradicted(findings.suspects)
+        n = findings.suspects.n_contradicted
         what = "labels are contradicted by most of their neighborhood"
         if not subject.is_classification:
             what = "values lie more than 3 robust standard deviations from what their neighborhood says"
@@ -224,9 +224,6 @@ def _cards(findings: Findings, suspects: LabelSuspects, samples: dict[int, Field
     )
     for place, score, suggested, supporters, similarities in zip(*columns, strict=True):
         portrait = names[place]
-        is_split = (
-            suspects.task == "classification" and suggested == portrait.label
-        )  # outvoted by several labels together
         is_wrong = bool(portrait.truth) and portrait.truth != portrait.label
         truth = f"known error: {portrait.truth}" if is_wrong else "no known error"
         reason = f"{score:.1%} of the neighborhood’s weight is on other labels."
@@ -235,14 +232,14 @@ def _cards(findings: Findings, suspects: LabelSuspects, samples: dict[int, Field
         yield {
             "sample": samples[place],
             "given": portrait.label,
-            "suggested": "several others" if is_split else suggested,
+            "suggested": suggested,
             "reason": reason + (f" The network itself says {portrait.prediction}." if portrait.prediction else ""),
             "badge": truth if portrait.truth else "",
             "is_wrong": is_wrong,
             "supporters": [
                 {"sample": samples[supporter], "similarity": value}
                 for supporter, value in zip(supporters, similarities, strict=True)
-                if supporter >= 0 and not is_split
+                if supporter >= 0
             ],
         }
 
