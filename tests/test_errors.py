@@ -453,8 +453,13 @@ class DoublePrecisionHead(nn.Module):
 
 def test_mixed_precision_is_judged_by_its_coarsest_part() -> None:
     x = torch.randn(5, 3)
-    GradientKernel(linear(), lambda returned: returned.double())(x)
-    GradientKernel(DoublePrecisionHead().double())(x.double())
+    model = linear()
+    assert torch.allclose(GradientKernel(model, lambda z: z.double())(x), GradientKernel(model)(x), rtol=1e-5)
+    model, x = DoublePrecisionHead().double(), x.double()
+    kernel = GradientKernel(model)
+    truth = reference.per_sample_gradients(model, as_batch(x), kernel.output, kernel.parameters)
+    assert torch.allclose(kernel(x), reference.kernel(truth, truth), rtol=1e-5)
+    assert all(route.startswith("rule") for route in kernel.routes.values())
 
 
 class OnSpectra(nn.Module):
