@@ -117,6 +117,13 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float64) if tensor.device.type == "mps" else tensor.double()
 
 
+def norm_over(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Euclidean norm along axes, squares added up in float64: in float32 those of numbers below 1e-19 are 0."""
+    precision = torch.float32 if tensor.device.type == "mps" else torch.float64
+    norms: Tensor = torch.linalg.vector_norm(tensor, dim=dim, dtype=precision)
+    return norms
+
+
 def mixed(mixing: Tensor, values: Tensor) -> Tensor:
     """A linear map of the output axis. [n a c], [n c ...] -> [n a ...].
 

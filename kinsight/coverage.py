@@ -30,10 +30,11 @@ def unexplained(
 ) -> dict[str, float]:
     """Parameters whose captured gradients contradict an ordinary backward pass, with the relative difference.
 
-    The weights are w_n = r_n / bound_n with r distinct, spaced and of random sign: signs alone would miss half of
-    all swaps of two samples, and unscaled weights would hide small gradients. bound_n is |g_n| were nothing to
-    cancel. The scale of the comparison is sqrt(sum_n w_n^2 bound_n^2) over the parameter, not the result itself: the
-    bias of attention keys has gradient 0. Where a generic path knows no such bound, that of all parameters stands in.
+    The weights are w_n = r_n / bound_n, up to a common factor, with r distinct, spaced and of random sign: signs alone
+    would miss half of all swaps of two samples, and unscaled weights would hide small gradients. bound_n is |g_n| were
+    nothing to cancel. The scale of the comparison is sqrt(sum_n w_n^2 bound_n^2) over the parameter, not the result
+    itself: the bias of attention keys has gradient 0. Where a generic path knows no such bound, that of all parameters
+    stands in.
 
     Args:
         outputs: [n c], with their graph.
@@ -48,8 +49,9 @@ def unexplained(
     generator = torch.Generator().manual_seed(1)
     bounds = {name: in_float64(each.bound()).cpu() for name, each in gradients.items()}
     norms = torch.stack([torch.zeros(n, dtype=torch.float64), *(b**2 for b in bounds.values())]).sum(dim=0).sqrt()
-    norms = norms.clamp(min=FLOOR * float(norms.max()))
-    scaled = sample_tags(n, generator) / torch.where(norms > 0, norms, 1.0)
+    largest = float(norms.max())
+    shares = (norms / largest).clamp(min=FLOOR) if largest > 0 else torch.ones_like(norms)
+    scaled = sample_tags(n, generator) / shares
     across = sample_tags(c, generator)
     weights = scaled[:, None] * across
     expected = torch.autograd.grad(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch, map_leaves
@@ -31,12 +31,13 @@ from kinsight.errors import (
     UncapturedParameterError,
 )
 from kinsight.generic import one_at_a_time, vmapped
-from kinsight.gradients import Built, Factored, Gradients, add_uses
-from kinsight.graph import Graph, Use, chain_order, find_uses, output_shape, weight_chain
+from kinsight.gradients import Gradients, add_uses
+from kinsight.graph import Graph, Use, find_uses, node_names, output_shape
 from kinsight.layouts import Layouts, find_layouts, output_gradients
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
 from kinsight.rules import RULES, apply_rule
 from kinsight.running import HIDDEN_BY_CHECKPOINT, call_model, check_finite, needs_company, untouched
+from kinsight.weights import to_parameters
 
 Check = Literal["first", "always", "never"]
 
@@ -50,6 +51,16 @@ class _Plan:
 
     layouts: Layouts
     reasons: dict[str, str]
+
+
+@dataclass(eq=False)
+class _Trace:
+    """One batch: its graph, gradients of each output at the nodes [c ...], the plan, whether that is yet unproved."""
+
+    graph: Graph
+    at_nodes: Mapping[Node, Tensor]
+    plan: _Plan
+    is_new: bool
 
 
 @dataclass(eq=False)
@@ -73,6 +84,7 @@ class Differentiator:
     max_outputs: int = 32
     routes: dict[str, str] = field(default_factory=dict)
     _plans: dict[tuple[object, ...], _Plan] = field(default_factory=dict)
+    _shared: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
     _no_vmap: str = ""
     _needs_company: bool = False
     _n_batches: int = 0
@@ -99,15 +111,11 @@ class Differentiator:
     ) -> BatchGradients:
         with untouched(self.model, self.parameters):
             outputs = self._outputs(batch)
-            graph = self._graph(outputs)
-            if len(batch) == 1 and needs_company(graph.names):
+            if len(batch) == 1 and needs_company(node_names(outputs)):
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            nodes = list(dict.fromkeys(use.node for use in graph.uses if use.name in RULES))
-            at_nodes = output_gradients(outputs, nodes, is_differentiable=is_differentiable)
-            plan, is_new = self._plan(outputs, graph, at_nodes, are_copies=are_copies)
-            gradients = self._from_rules(
-                graph, plan, at_nodes, n=len(batch), is_differentiable=is_differentiable, is_new=is_new
-            )
+            traced = self._trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
+            graph, plan, is_new = traced.graph, traced.plan, traced.is_new
+            gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
             self._n_batches += 1
             is_due = self._n_batches & (self._n_batches - 1) == 0  # 1, 2, 4, 8, ...
             if is_new or (self.check != "never" and (is_due or graph.may_move_samples or plan.reasons)):
@@ -138,9 +146,9 @@ class Differentiator:
         check_finite(outputs, batch, "outputs")
         return outputs
 
-    def _graph(self, outputs: Tensor) -> Graph:
+    def _graph(self, outputs: Tensor, shared: frozenset[int] = frozenset()) -> Graph:
         chosen = {id(parameter): name for name, parameter in self.parameters.items()}
-        graph = find_uses(outputs, chosen, list(self.model.parameters()))
+        graph = find_uses(outputs, chosen, list(self.model.parameters()), shared)
         if "CheckpointFunction" in graph.names:
             raise ModelError(HIDDEN_BY_CHECKPOINT)
         if not graph.leaves:
@@ -153,27 +161,40 @@ class Differentiator:
 
     # ------------------------------------------------------------------------------------------- plan and proof
 
-    def _plan(
-        self, outputs: Tensor, graph: Graph, at_nodes: Mapping[Node, Tensor], *, are_copies: bool
-    ) -> tuple[_Plan, bool]:
-        """The plan for this kind of batch, and whether it has yet to be proved.
+    def _trace(self, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> _Trace:
+        """The uses of the parameters in this batch, the output gradients there, and the plan for them.
 
         Layouts are measured for every batch: the data can move samples in ways that no list of operations excludes. One
         sample, or copies of one, prove nothing about batches of several: they are of a kind of their own.
+
+        Where samples cannot be told apart and nothing but weights goes in, as in a table of positions looked up with
+        indices that all samples share, the node makes a weight: the use is looked for again above it.
         """
         n = outputs.shape[0]
+        graph = self._graph(outputs)
+        plainly = _kind(graph, outputs, n)
+        if plainly in self._shared:
+            graph = self._graph(outputs, self._shared[plainly])
+        at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
         kind = (*_kind(graph, outputs, n), are_copies)
         if self.check == "never" and kind in self._plans:
-            return self._plans[kind], False
+            return _Trace(graph, at_nodes, self._plans[kind], is_new=False)
         layouts = find_layouts(outputs, graph.uses, at_nodes, graph.precision)
+        while shared := _made_of_weights(graph, layouts):
+            self._shared[plainly] = self._shared.get(plainly, frozenset()) | shared
+            graph = self._graph(outputs, self._shared[plainly])
+            nodes = [node for node in _nodes(graph) if node not in at_nodes]
+            at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
+            layouts = find_layouts(outputs, graph.uses, at_nodes, graph.precision)
+            kind = (*_kind(graph, outputs, n), are_copies)
         places = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
         known = self._plans.get((*kind, places))
         if known is not None and self.check != "always":
-            return known, False
+            return _Trace(graph, at_nodes, known, is_new=False)
         plan = _Plan(layouts, {})
         if layouts.is_settled:
             self._plans[(*kind, places)] = self._plans[kind] = plan
-        return plan, self.check != "never"
+        return _Trace(graph, at_nodes, plan, is_new=self.check != "never")
 
     def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> None:
         """Compare with ordinary autograd; send what fails to slower paths; refuse what fails on all of them."""
@@ -258,39 +279,36 @@ class Differentiator:
 
     # -------------------------------------------------------------------------------------------------- routes
 
-    def _from_rules(
-        self,
-        graph: Graph,
-        plan: _Plan,
-        at_nodes: Mapping[Node, Tensor],
-        *,
-        n: int,
-        is_differentiable: bool,
-        is_new: bool,
-    ) -> dict[str, Gradients]:
+    def _from_rules(self, traced: _Trace, *, n: int, is_differentiable: bool) -> dict[str, Gradients]:
         """Gradients of the parameters all of whose uses have a rule and a layout."""
+        graph, plan = traced.graph, traced.plan
         layouts = plan.layouts.for_batch(n)
         self._note_missing_rules(graph, plan, layouts)
-        wanted = [
-            (use, layout)
-            for use, layout in zip(graph.uses, layouts, strict=True)
-            if layout is not None and not any(name in plan.reasons for name in use.parameters)
-        ]
-        found: dict[str, list[Gradients]] = {}
-        for use, layout in wanted:
-            if use.node not in at_nodes:
+        weights: dict[tuple[Node, int], tuple[Use, list[Gradients]]] = {}
+        for use, layout in zip(graph.uses, layouts, strict=True):
+            if (
+                layout is None
+                or use.node not in traced.at_nodes
+                or any(name in plan.reasons for name in use.parameters)
+            ):
                 continue
-            split = layout.split(at_nodes[use.node], lead=1)
-            capture = LayerCapture(use, layout, split, is_differentiable, keeps_bounds=is_new)
+            split = layout.split(traced.at_nodes[use.node], lead=1)
+            capture = LayerCapture(use, layout, split, is_differentiable, keeps_bounds=traced.is_new)
             with torch.set_grad_enabled(is_differentiable):
                 weight = apply_rule(capture)
             if weight is None:
                 for name in use.parameters:
                     plan.reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
                 continue
-            for name, gradients in self._to_parameters(use, weight, is_differentiable=is_differentiable).items():
+            weights.setdefault(use.weight, (use, []))[1].append(weight)
+        found: dict[str, list[Gradients]] = {}
+        for use, parts in weights.values():
+            if any(name in plan.reasons for name in use.parameters):
+                continue
+            made = to_parameters(use, add_uses(parts), self.parameters, is_differentiable=is_differentiable)
+            for name, gradients in made.items():
                 found.setdefault(name, []).append(gradients)
-        return {name: add_uses(uses) for name, uses in found.items() if name not in plan.reasons}
+        return {name: add_uses(parts) for name, parts in found.items()}
 
     def _note_missing_rules(self, graph: Graph, plan: _Plan, layouts: Sequence[object]) -> None:
         for use, layout in zip(graph.uses, layouts, strict=True):
@@ -305,31 +323,6 @@ class Differentiator:
         for name in graph.leaves:
             if name not in used and name not in graph.idle:
                 plan.reasons.setdefault(name, "the output is made of it without any data")
-
-    def _to_parameters(self, use: Use, weight: Gradients, *, is_differentiable: bool) -> dict[str, Gradients]:
-        """From the gradients over a weight to those over the parameters it was made of."""
-        chain = weight_chain(use)
-        order = chain_order(chain) if chain else None
-        if order is not None:
-            parameter = self.parameters[use.parameters[0]]
-            return {use.parameters[0]: _reordered(weight, tuple(parameter.shape), order)}
-        values = weight.build()
-        leaves = [self.parameters[name] for name in use.parameters]
-        edge = GradientEdge(*use.weight)
-        pulled = torch.autograd.grad(
-            [edge],
-            leaves,
-            [values.flatten(0, 1)],
-            is_grads_batched=True,
-            retain_graph=True,
-            create_graph=is_differentiable,
-            allow_unused=True,
-        )
-        return {
-            name: Built(gradient.reshape(*values.shape[:2], *gradient.shape[1:]))
-            for name, gradient in zip(use.parameters, pulled, strict=True)
-            if gradient is not None
-        }
 
     def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], plan: _Plan) -> dict[str, Gradients]:
         if not parameters:
@@ -394,13 +387,13 @@ def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
     return tuple(size == n for size in shape)
 
 
-def _reordered(weight: Gradients, shape: tuple[int, ...], order: str) -> Gradients:
-    """Gradients over a parameter, given those over a view of it."""
-    if isinstance(weight, Factored):
-        return Factored(weight.inputs, weight.output_gradients, shape, weight.gradient_first != (order == "transposed"))
-    if order == "kept" and weight.shape == shape:
-        return weight
-    values = weight.build()
-    if order == "transposed":
-        values = values.reshape(*values.shape[:2], *shape[::-1]).transpose(2, 3)
-    return Built(values.reshape(*values.shape[:2], *shape), weight.bound())
+def _nodes(graph: Graph) -> list[Node]:
+    """The nodes at which output gradients are wanted."""
+    wanted = (use.node for use in graph.uses if use.name in RULES or use.takes_weights_only)
+    return list(dict.fromkeys(wanted))
+
+
+def _made_of_weights(graph: Graph, layouts: Layouts) -> frozenset[int]:
+    """Places of the nodes that make the same of weights for all samples."""
+    pairs = zip(graph.uses, layouts.found, strict=True)
+    return frozenset(use.place for use, layout in pairs if layout is None and use.takes_weights_only)

@@ -34,6 +34,7 @@ from kinsight.contractions import (
     is_built_cheaper,
     mirrored,
     mixed,
+    norm_over,
     position_gram,
     same_token,
     self_product,
@@ -170,7 +171,7 @@ class Built(Gradients):
         return projection.of_built(self.values)
 
     def bound(self) -> Tensor:
-        return self.flat.flatten(1).norm(dim=1) if self.uncancelled is None else self.uncancelled
+        return norm_over(self.flat, (1, 2)) if self.uncancelled is None else self.uncancelled
 
     def rows(self, start: int, stop: int) -> Built:
         return Built(self.values[start:stop])
@@ -206,7 +207,7 @@ class Factored(Gradients):
         """Built where that costs fewer flops a pair; the rule is `is_built_cheaper`."""
         _, t, g, i = self.inputs.shape
         if is_built_cheaper(t=t, g=g, i=i, o=self.output_gradients.shape[-1], c=self.c):
-            return Built(self.build(), self.bound())
+            return Built(self.build())
         return self
 
     def build(self) -> Tensor:
@@ -274,9 +275,7 @@ class Factored(Gradients):
         return projection.of_built(self.build()) if sketch is None else sketch
 
     def bound(self) -> Tensor:
-        norms: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 4))
-        inputs: Tensor = torch.linalg.vector_norm(self.inputs, dim=-1)
-        return (inputs * norms).sum(dim=(1, 2))
+        return (norm_over(self.inputs, -1) * norm_over(self.output_gradients, (1, 4))).sum(dim=(1, 2))
 
     def rows(self, start: int, stop: int) -> Factored:
         inputs, gradients = self.inputs[start:stop], self.output_gradients[start:stop]
@@ -304,7 +303,7 @@ class LookedUp(Gradients):
     def compact(self) -> Gradients:
         t, (vocabulary, width) = self.tokens.shape[1], self.shape
         if is_built_cheaper(t=t, g=1, i=vocabulary, o=width, c=self.c, input_cost=1):
-            return Built(self.build(), self.bound())
+            return Built(self.build())
         return self
 
     def build(self) -> Tensor:
@@ -346,8 +345,7 @@ class LookedUp(Gradients):
         return projection.of_looked_up(self.tokens, self.output_gradients, self.shape)
 
     def bound(self) -> Tensor:
-        norms: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 3))
-        return norms.sum(dim=1)
+        return norm_over(self.output_gradients, (1, 3)).sum(dim=1)
 
     def rows(self, start: int, stop: int) -> LookedUp:
         return LookedUp(self.tokens[start:stop], self.output_gradients[start:stop], self.shape)
@@ -372,7 +370,7 @@ class Summed(Gradients):
 
     def compact(self) -> Gradients:
         if any(isinstance(part.compact(), Built) for part in self.parts):
-            return Built(self.build(), self.bound())
+            return Built(self.build())
         return self
 
     def build(self) -> Tensor:

@@ -40,12 +40,17 @@ class Use:
         operand: which of the node's inputs the weight is.
         weight: the node that made the weight (a leaf where the parameter is used as it is), and its output number.
         parameters: names of the chosen parameters the weight is made of.
+        place: the node's number in the order in which the graph is walked, the same at every run of the model.
+        takes_weights_only: whether no differentiable operand is data. Data may still come in as indices (tokens), or
+            not at all: a table of positions looked up in the same order for every sample.
     """
 
     node: Node
     operand: int
     weight: tuple[Node, int]
     parameters: tuple[str, ...]
+    place: int
+    takes_weights_only: bool
 
     @property
     def name(self) -> str:
@@ -115,9 +120,10 @@ def children(node: Node) -> Iterator[tuple[int, Node, int]]:
 class _Walk:
     chosen: Mapping[int, str]
     parameters: frozenset[int]
+    shared: frozenset[int]
     below: dict[Node, frozenset[str] | None] = field(default_factory=dict)
 
-    def weight_of(self, node: Node) -> frozenset[str] | None:
+    def weight_of(self, node: Node, place: int) -> frozenset[str] | None:
         """Names of the chosen parameters if the node makes a weight from parameters alone, else None."""
         if is_leaf(node):
             key = id(node.variable)  # type: ignore[attr-defined]
@@ -128,7 +134,8 @@ class _Walk:
         parts = [self.below[child] for _, child, _ in children(node)]
         alone = bool(parts) and all(part is not None for part in parts)
         constants = any(child is None for child, _ in node.next_functions)
-        if alone and (name in RESHAPES or name in TRANSPOSES or (name in FUNCTIONS and not constants)):
+        is_made = name in RESHAPES or name in TRANSPOSES or (name in FUNCTIONS and not constants)
+        if alone and (is_made or place in self.shared):
             return frozenset[str]().union(*(part for part in parts if part is not None))
         return None
 
@@ -166,22 +173,25 @@ def _coarser(precision: torch.dtype, node: Node) -> torch.dtype:
     return precision
 
 
-def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[Tensor]) -> Graph:
+def find_uses(
+    outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[Tensor], shared: frozenset[int] = frozenset()
+) -> Graph:
     """Every use of the chosen parameters in the graph that made `outputs`.
 
     Args:
         outputs: a tensor with a graph.
         chosen: name of each chosen parameter, by `id` of the tensor.
         parameters: all the model's parameters, chosen or not.
+        shared: places of nodes known to make the same of weights for all samples (`Use.place`): they make a weight too.
     """
-    walk = _Walk(chosen, frozenset(id(parameter) for parameter in parameters))
+    walk = _Walk(chosen, frozenset(id(parameter) for parameter in parameters), shared)
     uses: list[Use] = []
     leaves: dict[str, Node] = {}
     names_seen: set[str] = set()
     may_move_samples, precision = False, torch.float64
     idle: set[str] = set()
-    for node in _children_first(outputs.grad_fn):
-        weight = walk.below[node] = walk.weight_of(node)
+    for place, node in enumerate(_children_first(outputs.grad_fn)):
+        weight = walk.below[node] = walk.weight_of(node, place)
         precision = _coarser(precision, node)
         if is_leaf(node):
             if weight:
@@ -189,14 +199,14 @@ def find_uses(outputs: Tensor, chosen: Mapping[int, str], parameters: Sequence[T
             continue
         names_seen.add(short_name(node))
         if weight is None:
-            has_weight = any(walk.below[child] is not None for _, child, _ in children(node))
-            may_move_samples = may_move_samples or not _is_steady(node, has_weight=has_weight)
+            are_weights = [walk.below[child] is not None for _, child, _ in children(node)]
+            may_move_samples = may_move_samples or not _is_steady(node, has_weight=any(are_weights))
             for operand, child, number in children(node):
                 names = walk.below[child]
                 if names and 0 in output_shape(node):
                     idle.update(names)
                 elif names:
-                    uses.append(Use(node, operand, (child, number), tuple(sorted(names))))
+                    uses.append(Use(node, operand, (child, number), tuple(sorted(names)), place, all(are_weights)))
     return Graph(tuple(uses), leaves, frozenset(idle), may_move_samples, precision, frozenset(names_seen))
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
+from kinsight.contractions import norm_over
 from kinsight.graph import Use, output_shape, widen
 
 
@@ -146,8 +147,8 @@ def _fit_layout(
     fitting = []
     for layout in candidates:
         first, second = layout.split(one).reshape(n, -1), layout.split(tagged).reshape(n, -1)
-        error = (second - tags.to(first)[:, None] * first).norm()
-        if bool(error <= LAYOUT_TOLERANCE[precision] * first.norm()):
+        error = norm_over(second - tags.to(first)[:, None] * first, (0, 1))
+        if bool(error <= LAYOUT_TOLERANCE[precision] * norm_over(first, (0, 1))):
             fitting.append(layout)
             if n == 1:
                 break

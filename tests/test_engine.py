@@ -314,6 +314,17 @@ def test_torch_is_wrong_on_one_sample_of_batch_norm_and_we_are_not() -> None:
     assert error(reference.kernel(*(2 * (true_gradients(kernel, x),))), whole) < EXACT
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e18])
+def test_the_scale_of_the_outputs_does_not_matter(scale: float) -> None:
+    """Squares of gradients this small are 0 in float32, this large inf: norms are added up in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    x = torch.randn(6, 5)
+    plain = GradientKernel(model).similarity(x)
+    scaled = GradientKernel(model, lambda returned: returned * scale, check="always").similarity(x)
+    assert error(scaled, plain) < 1e-5
+
+
 @pytest.mark.parametrize("fault", [_doubled, _swapped])
 def test_a_wrong_rule_does_not_hide_in_half_precision(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = ZOO[0]

@@ -30,6 +30,7 @@ ORDER = [
     "layouts",
     "capture",
     "rules",
+    "weights",
     "reference",
     "generic",
     "coverage",

@@ -1,5 +1,7 @@
 """What the mathematics promises, on random networks: definitions, identities, theorems."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -191,6 +193,22 @@ def test_fisher_outputs_measure_the_kullback_leibler_divergence() -> None:
         divergence = (before.exp() * (before - after)).sum(dim=1)
         errors.append(float(((divergence / size**2) - half_squares).abs().max() / half_squares.max()))
     assert errors[1] < 0.2 * errors[0] < 0.2
+
+
+@pytest.mark.parametrize("output", ["fisher", "log_probs"])
+def test_a_network_that_is_sure_has_exact_gradients_of_its_probabilities(output: str) -> None:
+    """Probabilities within 1e-8 of 0 and 1: 1 - p computed in float32 would be rounding alone."""
+    model, x = network(5, 3), 3 * inputs(5, 3)
+    last = model[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight *= 60
+    assert float(F.softmax(model(x).detach(), dim=1).max()) > 1 - 1e-8
+    truth = GradientKernel(model, output)(x)
+    found = GradientKernel(copy.deepcopy(model).float(), output)(x.float())
+    lengths = truth.diagonal().sqrt()
+    assert (float(lengths.min()) < 0.01) == (output == "fisher")
+    assert float(((found - truth) / torch.outer(lengths, lengths)).abs().max()) < 2e-4
 
 
 def test_probes_estimate_the_kernel_of_the_logits_with_their_error_bar() -> None:

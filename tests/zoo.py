@@ -398,6 +398,42 @@ class SharedTable(nn.Module):
         return self.head(torch.tanh(x + self.mlp(self.places)).mean(1))
 
 
+class PositionTables(nn.Module):
+    """Tables looked up with the same indices for every sample, beside one of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.place, self.kind = nn.Embedding(11, 6), nn.Embedding(9, 6), nn.Embedding(2, 6)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+        self.register_buffer("places", torch.arange(9)[None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.token(x) + self.place(self.places[:, : x.shape[1]]) + self.kind(torch.zeros_like(x))
+        return self.head(torch.tanh(self.norm(x)).mean(1))
+
+
+class RelativePositions(nn.Module):
+    """Attention biases made of a table and of a small network, both of positions alone, used in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 2))
+        self.mlp = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2, bias=False))
+        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+        self.register_buffer("corners", torch.randn(8, 2))
+        self.register_buffer("pairs", torch.arange(4)[:, None] - torch.arange(4) + 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        table = self.table + 2 * torch.sigmoid(self.mlp(self.corners))
+        bias = table[self.pairs.flatten()].view(t, t, 2).permute(2, 0, 1).contiguous()
+        for _ in range(2):
+            q, k, v = self.qkv(x).view(n, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4)
+            mixed = torch.softmax(q @ k.transpose(-1, -2) + bias.unsqueeze(0), dim=-1) @ v
+            x = x + mixed.transpose(1, 2).reshape(n, t, d)
+        return self.head(x.mean(1))
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -454,8 +490,10 @@ ZOO: tuple[Case, ...] = (
     Case("tied language model", TiedLanguageModel, tokens()),
     Case("encoder and decoder", EncoderDecoder, lambda n: (tokens(4)(n), tokens(3)(n))),
     Case("called twice", CalledTwice, vectors()),
-    Case("bare parameters", BareParameters, sequences(), is_generic=True),
-    Case("parametrized", Parametrized, vectors(), is_generic=True),
+    Case("bare parameters", BareParameters, sequences()),
+    Case("parametrized", Parametrized, vectors()),
+    Case("position tables", PositionTables, tokens()),
+    Case("relative positions", RelativePositions, sequences(width=4)),
     Case("lstm", lambda: Recurrent(nn.LSTM, batch_first=True, num_layers=2), sequences()),
     Case("gru, time first, both ways", lambda: Recurrent(nn.GRU, batch_first=False, bidirectional=True), sequences()),
     Case("routed experts", RoutedExperts, sequences(), is_generic=True),

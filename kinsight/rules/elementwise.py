@@ -6,10 +6,10 @@ broadcast along, except along the samples.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kinsight.capture import LayerCapture
+from kinsight.contractions import norm_over
 from kinsight.gradients import Built, Gradients
 
 
@@ -90,5 +90,5 @@ def _sum(capture: LayerCapture, gradients: Tensor, axes: tuple[int, ...]) -> Bui
     bound = None
     if capture.keeps_bounds:
         absolute = gradients.abs().sum(dim=axes) if axes else gradients.abs()
-        bound = torch.linalg.vector_norm(absolute.reshape(n, -1), dim=1)
+        bound = norm_over(absolute.reshape(n, -1), 1)
     return Built(values.reshape(n, c, *capture.weight_shape), bound)

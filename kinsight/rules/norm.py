@@ -17,7 +17,7 @@ from kinsight.rules.elementwise import _sum
 
 def batch_norm(capture: LayerCapture) -> Gradients | None:
     """Batch normalization by its running statistics. Channels on axis 1."""
-    if capture.saved("training") or capture.layout.axis != 0:
+    if capture.use.operand == 0 or capture.saved("training") or capture.layout.axis != 0:
         return None
     shape = [1, -1] + [1] * (len(capture.output_shape) - 2)
     mean = capture.saved("running_mean").reshape(shape)
@@ -31,7 +31,7 @@ def batch_norm(capture: LayerCapture) -> Gradients | None:
 
 def group_norm(capture: LayerCapture) -> Gradients | None:
     """Group normalization: statistics a sample and group. Channels on axis 1."""
-    if capture.layout.axis != 0:
+    if capture.use.operand == 0 or capture.layout.axis != 0:
         return None
     if capture.use.operand == 2:
         return _by_channel(capture, None)
@@ -43,6 +43,8 @@ def group_norm(capture: LayerCapture) -> Gradients | None:
 
 def layer_norm(capture: LayerCapture) -> Gradients | None:
     """Layer normalization over the last axes."""
+    if capture.use.operand == 0:
+        return None
     if capture.use.operand == 2:
         return _over_leading(capture, None)
     normalized = (capture.saved("input") - capture.saved("result1")) * capture.saved("result2")
@@ -51,6 +53,8 @@ def layer_norm(capture: LayerCapture) -> Gradients | None:
 
 def rms_norm(capture: LayerCapture) -> Gradients | None:
     """RMS normalization where a backend keeps it whole."""
+    if capture.use.operand == 0:
+        return None
     return _over_leading(capture, capture.saved("input") * capture.saved("result1"))
 
 

@@ -1,0 +1,75 @@
+"""From the gradients over a weight to those over the parameters it was made of.
+
+A weight is what a layer multiplies with: a parameter, a view of one (transposed, reshaped, cast), or a function of
+several (a weight normalization, a table of positions). Views move elements; functions pull gradients back.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from kinsight.gradients import Built, Factored, Gradients
+from kinsight.graph import Use, chain_order, weight_chain
+
+
+def to_parameters(
+    use: Use, weight: Gradients, parameters: Mapping[str, Tensor], *, is_differentiable: bool
+) -> dict[str, Gradients]:
+    """Gradients over each parameter a weight was made of, by name.
+
+    Args:
+        use: any use of the weight.
+        weight: gradients over it.
+        parameters: name -> parameter.
+        is_differentiable: keep the graph.
+    """
+    chain = weight_chain(use)
+    order = chain_order(chain) if chain else None
+    if order is not None:
+        shape = tuple(parameters[use.parameters[0]].shape)
+        return {use.parameters[0]: _reordered(weight, shape, order)}
+    values = weight.build()
+    leaves = [parameters[name] for name in use.parameters]
+    pulled = _pull_back(GradientEdge(*use.weight), leaves, values.flatten(0, 1), is_differentiable=is_differentiable)
+    return {
+        name: Built(gradient.reshape(*values.shape[:2], *gradient.shape[1:]))
+        for name, gradient in zip(use.parameters, pulled, strict=True)
+        if gradient is not None
+    }
+
+
+def _pull_back(
+    edge: GradientEdge, leaves: Sequence[Tensor], rows: Tensor, *, is_differentiable: bool
+) -> list[Tensor | None]:
+    """Vector-Jacobian products of many rows, from a weight to the parameters below it: [k ...] each."""
+
+    def pull(cotangents: Tensor, *, is_batched: bool) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(
+            [edge], leaves, [cotangents], is_grads_batched=is_batched,
+            retain_graph=True, create_graph=is_differentiable, allow_unused=True,
+        )  # fmt: skip
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return list(pull(rows, is_batched=True))
+    except RuntimeError:  # a backward function that vmap cannot run
+        each = [pull(row, is_batched=False) for row in rows]
+        return [None if parts[0] is None else torch.stack(parts) for parts in zip(*each, strict=True)]
+
+
+def _reordered(weight: Gradients, shape: tuple[int, ...], order: str) -> Gradients:
+    """Gradients over a parameter, given those over a view of it."""
+    if isinstance(weight, Factored):
+        return Factored(weight.inputs, weight.output_gradients, shape, weight.gradient_first != (order == "transposed"))
+    if order == "kept" and weight.shape == shape:
+        return weight
+    values = weight.build()
+    if order == "transposed":
+        values = values.reshape(*values.shape[:2], *shape[::-1]).transpose(2, 3)
+    return Built(values.reshape(*values.shape[:2], *shape), weight.bound())
