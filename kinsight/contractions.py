@@ -119,6 +119,7 @@ def in_float64(tensor: Tensor) -> Tensor:
 
 def norm_over(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Euclidean norm along axes, squares added up in float64: in float32 those of numbers below 1e-19 are 0."""
+    tensor = torch.view_as_real(tensor).norm(dim=-1) if tensor.is_complex() else tensor
     precision = torch.float32 if tensor.device.type == "mps" else torch.float64
     norms: Tensor = torch.linalg.vector_norm(tensor, dim=dim, dtype=precision)
     return norms

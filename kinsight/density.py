@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kinsight.contractions import in_float64
-from kinsight.errors import InputError, UnknownNameError
+from kinsight.errors import InputError, ModelError, UnknownNameError
 from kinsight.forward_mode import output_moves
 from kinsight.kernel import GradientKernel, Normalization, UnitGradients, warn_undefined
 from kinsight.neighbors import self_positions
@@ -141,16 +141,57 @@ def _read(
     advance: Callable[[int], None],
 ) -> tuple[Tensor, str]:
     """u(x) . S for every target, and by which route."""
-    values: list[Tensor] = []
-    by_forward = is_own and route != "captures"
-    for place, batch in enumerate(targets.batches(size)):
-        if not by_forward or (place == 0 and route == "auto"):
-            values.append(_read_captures(kernel, batch, total, normalization))
-            by_forward = by_forward and _agrees(values[0], kernel, batch, total, mixings[0])
-        else:
-            values.append(_read_forward(kernel, batch, total, mixings[place]).cpu())
+    if is_own and route != "captures":
+        values = _read_all_forward(kernel, targets, total, mixings, size, normalization, route, advance)
+        if values is not None:
+            return values, "forward mode"
+    parts: list[Tensor] = []
+    for batch in targets.batches(size):
+        parts.append(_read_captures(kernel, batch, total, normalization))
         advance(len(batch))
-    return torch.cat(values), "forward mode" if by_forward else "captures"
+    return torch.cat(parts), "captures"
+
+
+def _read_all_forward(
+    kernel: GradientKernel,
+    targets: Samples,
+    total: dict[str, Tensor],
+    mixings: list[Tensor],
+    size: int,
+    normalization: Normalization,
+    route: Route,
+    advance: Callable[[int], None],
+) -> Tensor | None:
+    """u(x) . S by forward mode; None where the model has none that agrees with its backward mode.
+
+    The first batch is compared with the captures, and in the end all of it with what has to hold exactly:
+    sum_n N_S(x_n) = sum_n u(x_n) . S = |S|^2.
+    """
+    parts: list[Tensor] = []
+    for place, batch in enumerate(targets.batches(size)):
+        if place == 0 and route == "auto":
+            parts.append(_read_captures(kernel, batch, total, normalization))
+            if not _agrees(parts[0], kernel, batch, total, mixings[0]):
+                return None
+        else:
+            parts.append(_read_forward(kernel, batch, total, mixings[place]).cpu())
+        advance(len(batch))
+    values = torch.cat(parts)
+    square = sum(float(value.square().sum()) for value in total.values())
+    scale = max(square, float(values.nan_to_num().abs().sum()))
+    if abs(float(values.nansum()) - square) > _tolerance(kernel) * scale:
+        if route == "forward":
+            raise ModelError(
+                f"The soft counts read in forward mode add up to {float(values.nansum()):.6g}, and must to "
+                f"{square:.6g}: the model's forward-mode derivative is not its backward one (hooks, a custom backward "
+                "function). Use route='captures'."
+            )
+        return None
+    return values
+
+
+def _tolerance(kernel: GradientKernel) -> float:
+    return 1e-9 if kernel.precision == torch.float64 else 1e-4 if kernel.precision == torch.float32 else 1e-2
 
 
 def _agrees(truth: Tensor, kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor) -> bool:
@@ -162,9 +203,8 @@ def _agrees(truth: Tensor, kernel: GradientKernel, batch: Batch, total: Mapping[
         found = _read_forward(kernel, batch, total, mixing).cpu()
     except (NotImplementedError, RuntimeError):
         return False
-    tolerance = 1e-9 if kernel.precision == torch.float64 else 1e-4 if kernel.precision == torch.float32 else 1e-2
     scale = float(truth.nan_to_num().abs().max())
-    return bool(torch.allclose(found, truth, rtol=0, atol=tolerance * scale, equal_nan=True))
+    return bool(torch.allclose(found, truth, rtol=0, atol=_tolerance(kernel) * scale, equal_nan=True))
 
 
 def _read_captures(

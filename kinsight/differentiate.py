@@ -109,7 +109,8 @@ class Differentiator:
     def _differentiate(
         self, batch: Batch, *, is_differentiable: bool = False, are_copies: bool = False
     ) -> BatchGradients:
-        with untouched(self.model, self.parameters):
+        is_due = self._n_batches & (self._n_batches + 1) == 0  # batches 1, 2, 4, 8, ...
+        with untouched(self.model, self.parameters, is_watched=is_due):
             outputs = self._outputs(batch)
             if len(batch) == 1 and needs_company(node_names(outputs)):
                 return self._in_company(batch, is_differentiable=is_differentiable)
@@ -117,7 +118,6 @@ class Differentiator:
             graph, plan, is_new = traced.graph, traced.plan, traced.is_new
             gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
             self._n_batches += 1
-            is_due = self._n_batches & (self._n_batches - 1) == 0  # 1, 2, 4, 8, ...
             if is_new or (self.check != "never" and (is_due or graph.may_move_samples or plan.reasons)):
                 self._refuse_mixed(batch, outputs, graph)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}

@@ -18,8 +18,13 @@ from kinsight.samples import Batch, Inputs
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched: bool = False) -> Iterator[None]:
     """Run the model with gradients on for the chosen parameters; leave it, and the random state, as they were.
+
+    Args:
+        model: any module.
+        parameters: those to differentiate with respect to, by name.
+        is_watched: also compare the parameters' values before and after: writes through `.data` leave no other trace.
 
     Raises:
         StochasticModelError: the forward pass drew random numbers.
@@ -28,6 +33,7 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
     refuse_training_mode(model)
     refuse_rewritten_tables(model)
     versions = [(name, parameter, parameter._version) for name, parameter in parameters.items()]
+    before = {name: _fingerprint(parameter) for name, parameter in parameters.items() if is_watched}
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     attributes = _attributes(model)
@@ -57,14 +63,24 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[No
             "and has no gradient of its own. Turn the noise off (model.eval() does for dropout)."
         )
     rewritten = [name for name, parameter, version in versions if parameter._version != version]
+    rewritten += [n for n, value in before.items() if n not in rewritten and _fingerprint(parameters[n]) != value]
     if rewritten:
         raise ModelError(
-            f"The forward pass wrote into {len(rewritten)} of the model's parameters: {rewritten[:3]}. Their values "
-            "before are lost, and every gradient belongs to other weights. Load the model again, and take the writing "
+            f"The forward pass wrote into {len(rewritten)} of the model's parameters: {rewritten[:3]}. Their "
+            "values before are lost, and every gradient belongs to other weights. Load the model again, and take the writing "
             "out."
         )
     if mixed is not None:
         raise mixed
+
+
+def _fingerprint(parameter: Tensor) -> tuple[int, int]:
+    """Where a parameter lies, and the sum of its bits as integers."""
+    values = parameter.detach()
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(values.element_size())
+    if values.layout != torch.strided or integers is None or not values.numel():
+        return 0, 0
+    return values.data_ptr(), int(values.reshape(-1).view(integers).sum())
 
 
 Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]

@@ -305,6 +305,12 @@ class WritesIntoItself(nn.Module):
         return self.body(x)
 
 
+class WritesUnseen(WritesIntoItself):
+    def forward(self, x: Tensor) -> Tensor:
+        self.body.weight.data.clamp_(min=0)  # as networks that are to be monotonic do; no version counter moves
+        return self.body(x)
+
+
 def test_models_that_write_into_their_weights_are_refused() -> None:
     ids = torch.tensor([[1, 2], [2, 2]])
     table = nn.Embedding(4, 3, max_norm=0.1)
@@ -316,6 +322,8 @@ def test_models_that_write_into_their_weights_are_refused() -> None:
         GradientKernel(nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True), nn.Flatten()))(ids)
     with pytest.raises(ModelError, match=r"wrote into 1 of the model's parameters: \['body.weight'\]"):
         GradientKernel(WritesIntoItself())(X)
+    with pytest.raises(ModelError, match=r"wrote into 1 of the model's parameters: \['body.weight'\]"):
+        GradientKernel(WritesUnseen())(X)
 
 
 def test_a_model_that_mixes_is_refused_after_one_sample_too() -> None:
@@ -581,7 +589,7 @@ class RolledKeys(nn.Module):
         self.b = nn.Parameter(torch.randn(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        keys = self.k(x) + torch.roll(self.b, 1)
+        keys = torch.addcmul(self.k(x), self.b, torch.ones(4).to(x))
         return ((self.q(x) @ keys.transpose(1, 2)).softmax(-1) @ self.v(x)).mean(1)
 
 

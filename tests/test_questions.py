@@ -96,6 +96,27 @@ def test_forward_mode_that_disagrees_is_not_used() -> None:
     assert error(found.values, kernel.similarity(x).sum(dim=1)) < EXACT
 
 
+class LateReversed(Reversed):
+    """Reverses the gradients of some samples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.body(x))
+        return self.head(torch.where(x[:, :1] > 0, AlteredGradient.apply(h), h))[:, 0]
+
+
+def test_forward_mode_that_disagrees_after_the_first_batch_is_not_used() -> None:
+    """The counts around the data's own samples add up to |S|^2, exactly: the whole pass is checked by that."""
+    x = torch.randn(6, 5, dtype=torch.float64)
+    x[:, 0] = x[:, 0].abs() * torch.tensor([-1, -1, -1, -1, -1, 1])
+    kernel = GradientKernel(LateReversed().double(), batch_size=2)
+    truth = kernel.similarity(x).sum(dim=1)
+    found = kinsight.soft_count(kernel, x)
+    assert found.route == "captures"
+    assert error(found.values, truth) < EXACT
+    with pytest.raises(kinsight.errors.ModelError, match=r"add up to .* and must to .* Use route='captures'"):
+        kinsight.soft_count(kernel, x, route="forward")
+
+
 @pytest.mark.parametrize("size", [2, 5, 50])
 def test_hard_and_power_counts(size: int) -> None:
     case = ZOO[0]
