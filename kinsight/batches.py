@@ -221,8 +221,8 @@ def as_tensor(leaf: Any) -> Any:
     """An array as a tensor of the same dtype, a view where torch allows one; anything else as it is."""
     if not isinstance(leaf, np.ndarray):
         return leaf
-    if leaf.dtype.kind not in "biufc":
-        raise SampleTypeError(f"An array of dtype {leaf.dtype} has no tensor. Turn it into numbers first.")
+    if leaf.dtype.kind not in "biufc" or leaf.dtype.itemsize > (16 if leaf.dtype.kind == "c" else 8):
+        raise SampleTypeError(f"An array of dtype {leaf.dtype} has no tensor. Turn it into numbers of 64 bits first.")
     if not leaf.flags.writeable or not leaf.dtype.isnative or any(stride < 0 for stride in leaf.strides):
         leaf = np.array(leaf, dtype=leaf.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(leaf)
@@ -263,8 +263,8 @@ def as_targets(targets: Any) -> Tensor | None:
         found = as_tensor(targets) if isinstance(targets, np.ndarray) else torch.as_tensor(targets)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TargetError(
-            f"Targets have to be numbers [n] or [n d]; {kind_of(targets)} is not: {error}. For classes pass "
-            "their indices, and the names as class_names."
+            f"Targets have to be numbers [n] or [n d]; {kind_of(targets)} is not: {str(error).rstrip('.')}. For "
+            "classes pass their indices, and the names as class_names."
         ) from error
     if found.ndim == 0:
         raise ShapeError("Targets are a single number; one a sample is needed, [n] or [n d].")

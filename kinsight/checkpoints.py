@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, SourceError
+from .files.paths import existing
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Where training scripts put the weights among other things, in the order looked for."""
@@ -34,9 +35,10 @@ def load_weights(model: nn.Module, path: str | Path, *, allow_pickle: bool = Fal
         CheckpointError: the file is missing, damaged, needs unpickling, holds no weights, or they do not fit
             the model.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise CheckpointError(f"There is no checkpoint {str(file.absolute())!r}; a file of weights was looked for.")
+    try:
+        file = existing(str(path), "a file of weights")
+    except SourceError as error:
+        raise CheckpointError(f"There is no checkpoint: {error}") from error
     weights = _fitting_names(_state_dict(_read(file, allow_pickle), file), model)
     try:
         model.load_state_dict(weights)

@@ -21,10 +21,11 @@ from torch import Tensor
 from kinsight.contractions import in_float64
 from kinsight.errors import InputError, ModelError, UnknownNameError
 from kinsight.forward_mode import output_moves
-from kinsight.kernel import GradientKernel, Normalization, UnitGradients, warn_undefined
+from kinsight.kernel import GradientKernel, Normalization, warn_undefined
 from kinsight.neighbors import self_positions
 from kinsight.progress import progress_bar
 from kinsight.samples import Batch, Id, Samples
+from kinsight.unit_gradients import UnitGradients
 
 Route = Literal["auto", "forward", "captures"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kinsight.axes import GramBlock, Mask, Mixing, OutputBlocks, Outputs, PerSample
+from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
 from kinsight.contractions import in_float64
 from kinsight.differentiate import Check, Differentiator
@@ -27,6 +27,7 @@ from kinsight.parameters import choose_parameters
 from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
+from kinsight.unit_gradients import UnitGradients
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
 
 Normalization = Literal["whitened", "flat"]
@@ -44,43 +45,6 @@ class Estimate:
 
     values: GramBlock
     standard_error: GramBlock
-
-
-@dataclass(frozen=True, eq=False)
-class UnitGradients:
-    """Gradients of a batch scaled so that their inner products are similarities.
-
-    Args:
-        gradients: normalized; `gradients.gram(other.gradients)` is the block of similarities.
-        norms: |g(x)|, over all outputs, [n].
-        mixing: the map of the outputs that normalized them, [n a c].
-        ranks: rank of K(x, x), [n] (of no meaning for the flat normalization: then c).
-    """
-
-    gradients: BatchGradients
-    norms: PerSample
-    mixing: Mixing
-    ranks: Tensor
-
-    @property
-    def is_defined(self) -> Mask:
-        """Whether each sample's similarities are defined: its gradient is not zero. [n]."""
-        return self.norms > 0
-
-    @property
-    def undefined_ids(self) -> list[Id]:
-        """Ids of the samples whose gradient is zero."""
-        flags = self.is_defined.tolist()
-        return [id_ for id_, is_defined in zip(self.gradients.ids, flags, strict=True) if not is_defined]
-
-    @property
-    def n_bytes(self) -> int:
-        """Memory held."""
-        return self.gradients.n_bytes
-
-    def compact(self) -> UnitGradients:
-        """The gradients in the form whose Gram block costs least."""
-        return replace(self, gradients=self.gradients.compact())
 
 
 class GradientKernel:
@@ -108,6 +72,7 @@ class GradientKernel:
     Raises:
         NoParametersError: nothing to differentiate with respect to.
         UnknownNameError: an unknown output or parameter name.
+        InputError: a batch size or a bound on memory below 1.
 
     Example:
         >>> import torch, kinsight
@@ -135,6 +100,9 @@ class GradientKernel:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SampleTypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
+        for name, value in (("batch_size", batch_size), ("max_bytes", max_bytes)):
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: at least one sample, and its gradients, have to fit.")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.output = resolve_output(output)
         self.parameters = choose_parameters(self.model, parameters)

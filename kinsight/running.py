@@ -67,8 +67,8 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
     if rewritten:
         raise ModelError(
             f"The forward pass wrote into {len(rewritten)} of the model's parameters: {rewritten[:3]}. Their "
-            "values before are lost, and every gradient belongs to other weights. Load the model again, and take the writing "
-            "out."
+            "values before are lost, and every gradient belongs to other weights. Load the model again, and take the "
+            "writing out."
         )
     if mixed is not None:
         raise mixed

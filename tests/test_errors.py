@@ -64,6 +64,13 @@ def test_gradients_that_are_not_finite_are_named_by_id() -> None:
             question(GradientKernel(model, check="never"), Batch(x, tuple("abcd")))
 
 
+def test_sizes_have_to_be_positive() -> None:
+    with pytest.raises(InputError, match=r"batch_size is 0: at least one sample"):
+        GradientKernel(linear(), batch_size=0)
+    with pytest.raises(InputError, match=r"max_bytes is -1: at least one sample"):
+        GradientKernel(linear(), max_bytes=-1)
+
+
 def test_models_without_parameters() -> None:
     with pytest.raises(NoParametersError, match=r"No parameter of ReLU .* it has 0"):
         GradientKernel(nn.ReLU())

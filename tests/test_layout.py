@@ -35,6 +35,7 @@ ORDER = [
     "generic",
     "coverage",
     "batch_gradients",
+    "unit_gradients",
     "differentiate",
     "forward_mode",
     "whitening",

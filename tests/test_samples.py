@@ -24,6 +24,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+import kinsight
 from kinsight.errors import (
     EmptyDataError,
     InputError,
@@ -155,6 +156,13 @@ class TestEverySource:
         with pytest.raises(UnknownNameError, match=rf"no sample at position {position}: there are 11, from 0 to 10"):
             same.take([0, position])
 
+    def test_answers_do_not_depend_on_the_source(self, same: Samples):
+        torch.manual_seed(0)
+        kernel = kinsight.GradientKernel(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2)))
+        counts = kinsight.soft_count(kernel, same)
+        assert counts.ids == tuple(range(N))
+        torch.testing.assert_close(counts.values, kernel.similarity(X).sum(dim=1), rtol=1e-5, atol=0)
+
     def test_ids_follow_their_samples(self, same: Samples):
         named = concatenate(list(same.batches()))
         named = Samples([Batch(named.inputs, tuple("abcdefghijk"), named.targets)])
@@ -215,6 +223,7 @@ class TestStructure:
 
     def test_the_collate_function_of_a_loader_is_used(self):
         samples = Samples(DataLoader(pairs(), batch_size=3, collate_fn=doubled))
+        assert list(samples.take([5]).inputs) == ["x"]  # labels are given up, as targets
         assert torch.equal(samples.take([5]).inputs["x"], X[[5]] * 2)
         assert torch.equal(samples.targets, Y)
 
@@ -534,9 +543,27 @@ class TestIds:
         assert {type(name) for name in Samples(X, ids=np.array(list("abcdefghijk"))).ids} == {str}
 
     def test_equal_samples_stay_two(self):
-        samples = Samples(torch.zeros(3, 2))
+        x = torch.tensor([[1.0, 2.0], [1.0, 2.0], [-1.0, 0.5]])
+        samples = Samples(x, ids=["one", "two", "other"])
         assert len(samples) == 3
-        assert samples.ids == (0, 1, 2)
+        assert samples.ids == ("one", "two", "other")
+        kernel = kinsight.GradientKernel(torch.nn.Linear(2, 1, bias=False))
+        found = kinsight.neighbors(kernel, samples, samples, 1)
+        assert found.ids[:2] == (("two",), ("one",))
+        assert kinsight.hard_count(kernel, samples, thresholds=0.999).values.tolist() == [2, 2, 1]
+
+    @pytest.mark.parametrize(
+        "make", [lambda: X, pairs, lambda: DataLoader(pairs(), batch_size=3), lambda: DataLoader(Flow(), batch_size=3)]
+    )
+    def test_the_users_ids_name_the_samples(self, make: Callable[[], Any]):
+        names = tuple("abcdefghijk")
+        samples = Samples(make(), ids=names)
+        assert samples.ids == names
+        assert [name for batch in samples.batches(4) for name in batch.ids] == list(names)
+        batch = samples.take([7, 2])
+        assert batch.ids == ("h", "c")
+        assert torch.equal(batch.inputs, X[[7, 2]])
+        assert samples.first(2).ids == ("a", "b")
 
     def test_twice_the_same(self):
         with pytest.raises(InputError, match=r"The id 'b' names the samples at positions 1 and 10"):

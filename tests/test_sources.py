@@ -158,7 +158,7 @@ class TestImageFolder:
         samples = load_samples(f"imagefolder:{images}")
         (images / "dog" / "2.png").write_bytes(b"broken")
         assert len(samples.take([0, 2])) == 2
-        with pytest.raises(SourceError, match=r"dog/2.png' cannot be read as an image: cannot identify"):
+        with pytest.raises(SourceError, match=r"dog/2.png' cannot be read as an image \(BMP, GIF, .*cannot identify"):
             samples.take([1])
 
     def test_a_truncated_image(self, tmp_path: Path):
@@ -195,10 +195,10 @@ class TestImageFolder:
     @pytest.mark.parametrize(
         ("option", "message"),
         [
-            ("size=big", "size=big is not a number of at least 1"),
-            ("size=0", "size=0 is not a number of at least 1"),
+            ("size=big", "size=big is not a number of pixels from 1 to 16384"),
+            ("size=0", "size=0 is not a number of pixels from 1 to 16384"),
             ("mean=1,2", "mean=1,2 has to be one number or three"),
-            ("mean=x", "mean=x is not a number"),
+            ("mean=x", "mean=x has to be one number or three"),
             ("std=0", "std=0 has to be one number or three with commas, a std above 0"),
         ],
     )
@@ -255,7 +255,6 @@ class TestCsv:
             ("x,y\n1,\n", "", r"line 2, column 'y': '' is not a finite number"),
             ("x,y\n1,2\n3\n", "", r"line 3: 1 cells for 2 columns"),
             ("1,2\n3,4\n", "", r"has no header: its first line has to name the columns, and is \['1', '2'\]"),
-            ("", "", r"has no header"),
             ("x,x\n1,2\n", "", r"more than one column named 'x'"),
             ("x,y\n1,2\n", "?target=z", r"has no column 'z'. It has: x, y"),
             ("x,y\n1,2\n", "?drop=z", r"has no column 'z'. It has: x, y"),
@@ -263,10 +262,10 @@ class TestCsv:
             (
                 "x,y\n1,2\n1,?\n",
                 "?target=y",
-                r"target column 'y', row 2: '\?' stands among 1 numbers in 2 rows",
+                r"line 3, target column 'y': '\?' stands among 1 numbers in 2 rows",
             ),
-            ("x,y\n1,a\n1,\n", "?target=y", r"target column 'y', row 2: '' stands among 0 numbers in 2 rows"),
-            ("x,y\n1,1\n1,inf\n", "?target=y", r"row 2, column 'y': 'inf' is not a finite number"),
+            ("x,y\n1,a\n1,\n", "?target=y", r"line 3, target column 'y': '' stands among 0 numbers in 2 rows"),
+            ("x,y\n1,1\n1,inf\n", "?target=y", r"line 3, target column 'y': 'inf' is not a finite number"),
         ],
     )
     def test_what_is_wrong_is_named(self, tmp_path: Path, text: str, options: str, message: str):
@@ -313,7 +312,7 @@ class TestNpz:
         np.savez(tmp_path / "a.npz", x=np.array([Bomb(tmp_path / "ran")], dtype=object))
         (tmp_path / "b.npz").write_bytes(pickle.dumps(Bomb(tmp_path / "ran")))
         for name in "ab":
-            with pytest.raises(SourceError, match=r"cannot be read as an npz archive.*unpickling, which runs code"):
+            with pytest.raises(SourceError, match=r"cannot be read.*unpickling.* runs code"):
                 load_samples(f"npz:{tmp_path}/{name}.npz")
         assert not (tmp_path / "ran").exists()
 
@@ -601,7 +600,9 @@ class TestCheckpoints:
                 load_model(source, checkpoint=path, device="cpu")
 
     def test_a_missing_file(self, source: str, tmp_path: Path):
-        with pytest.raises(CheckpointError, match=rf"There is no checkpoint '{tmp_path}/no.pt'; a file of weights was"):
+        with pytest.raises(
+            CheckpointError, match=rf"There is no checkpoint: '{tmp_path}/no.pt' does not exist; a file of"
+        ):
             load_model(source, checkpoint=tmp_path / "no.pt", device="cpu")
 
 

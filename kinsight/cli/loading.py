@@ -1,0 +1,106 @@
+"""Loading: kernels and samples from what stands on the command line."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinsight.cli.options import Options, Precision
+from kinsight.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from kinsight.kernel import GradientKernel
+    from kinsight.samples import Samples
+
+
+def kernel_of(model: str, options: Options) -> GradientKernel:
+    """The kernel of the model that a string names."""
+    import torch
+
+    from kinsight.kernel import GradientKernel
+    from kinsight.sources import load_model
+
+    torch.manual_seed(options.seed)
+    weights = None if options.checkpoint is None else str(options.checkpoint)
+    network = load_model(model, checkpoint=weights, device=options.device, allow_pickle=options.allow_pickle)
+    if options.dtype is not None:
+        network = network.to(getattr(torch, options.dtype.value))
+    chosen = _parameters(network, options.parameters) if options.parameters else None
+    limits: dict[str, Any] = {} if options.max_bytes is None else {"max_bytes": options.max_bytes}
+    output = _output(options.output, options.seed)
+    return GradientKernel(network, output, parameters=chosen, batch_size=options.batch_size, **limits)
+
+
+def samples_of(source: str, options: Options, *, limit: int | None = None) -> Samples:
+    """The samples that a string names, in the precision asked for: numbers are not rounded to another one first."""
+    import torch
+
+    from kinsight.sources import load_samples
+
+    with _default_dtype(options.dtype):
+        samples = load_samples(source, limit=limit)
+    return samples if options.dtype is None else samples.to_dtype(getattr(torch, options.dtype.value))
+
+
+@contextmanager
+def _default_dtype(dtype: Precision | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(before if dtype is None else getattr(torch, dtype.value))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def positions_of(samples: Samples, ids: Iterable[str]) -> list[int]:
+    """Where the samples with these ids, as texts, lie."""
+    place = {str(name): position for position, name in enumerate(samples.ids)}
+    missing = [name for name in ids if name not in place]
+    if missing:
+        raise UnknownNameError(
+            f"There is no sample {missing[0]!r}: ids go from {samples.ids[0]!r} to {samples.ids[-1]!r}."
+        )
+    return [place[name] for name in ids]
+
+
+def check_writable(out: Path, *, overwrite: bool) -> None:
+    """Refuse before anything is computed."""
+    if not out.parent.is_dir():
+        raise InputError(f"There is no folder {out.parent}. Make it, or pass another --out.")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder. Pass the name of a file as --out.")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Pass --overwrite to replace it, or another --out.")
+
+
+def _parameters(network: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the parameters that match any of the patterns."""
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UnknownNameError(
+                f"--parameters {pattern}: no parameter of the {type(network).__name__} has such a name. It has "
+                f"{len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}."
+            )
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _output(text: str, seed: int) -> Any:
+    """'logits' and other names as they are; 'probes:16' and 'pooled:mean' with their argument."""
+    from kinsight import outputs
+
+    name, _, argument = text.partition(":")
+    if name == "probes":
+        if argument and not argument.isdigit():
+            raise UnknownNameError(f"--output {text}: after 'probes:' comes a number, as in probes:16.")
+        return outputs.probes(k=int(argument or 16), seed=seed)
+    if name == "pooled" and argument in ("", "mean", "sum", "center"):
+        return outputs.pooled(argument or "mean")  # type: ignore[arg-type]
+    return text

@@ -1,0 +1,93 @@
+"""Printing: rows on stdout, for a person, a pipe or a program; errors and warnings on stderr, in one line each."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from kinsight.errors import KinsightError
+
+TABLE_ENDS = 20
+"""Rows shown at each end of a long table in a terminal."""
+
+
+def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool, **facts: Any) -> None:
+    """Rows as one JSON document with the facts about them, as a table in a terminal, else as tab-separated lines."""
+    listed = [dict(row) for row in rows]
+    try:
+        if as_json:
+            print(json.dumps(_plain({**facts, "rows": listed}), allow_nan=False))
+        elif sys.stdout.isatty():
+            _print_table(listed)
+        elif listed:
+            print("\t".join(listed[0]))
+            for row in listed:
+                print("\t".join(map(_cell, row.values())))
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table for reading; of many rows the first and the last."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        Console().print("nothing found")
+        return
+    table = Table(*rows[0])
+    n_left_out = len(rows) - 2 * TABLE_ENDS
+    ends = [rows] if n_left_out <= 1 else [rows[:TABLE_ENDS], rows[-TABLE_ENDS:]]
+    for end in ends:
+        for row in end:
+            table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_section()
+    Console().print(table)
+    if len(ends) > 1:
+        print(f"{n_left_out:,} rows between them are not shown; a pipe or --json gets all.", file=sys.stderr)
+
+
+def _cell(value: Any) -> str:
+    """A value in one cell: no line breaks, no tabs, nothing that a terminal would obey."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return _printable(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def _printable(text: str) -> str:
+    """Text with control characters written out: ids come from files, and a terminal obeys what it is sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _plain(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_error(error: Exception) -> None:
+    """One line on stderr: what is wrong; for errors of usage and for what nobody expected also where to look."""
+    usage: Callable[[], str] | None = getattr(error, "format_message", None)
+    message = _printable(" ".join((usage() if usage else str(error)).split()))
+    if usage is not None:
+        command = getattr(getattr(error, "ctx", None), "command_path", "kinsight")
+        message = f"{message} ({command} --help shows what it takes)"
+    elif not isinstance(error, KinsightError | OSError):
+        message = f"unexpected {type(error).__name__}: {message} (--debug shows where)"
+    print(f"error: {message}", file=sys.stderr)
+
+
+def show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """One line on stderr; takes the place of `warnings.showwarning`."""
+    print(f"warning: {_printable(str(message))}", file=sys.stderr)
