@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
-from kinsight.contractions import Form, full_precision, in_float64
-from kinsight.gradients import Gradients
+from kinsight.contractions import Form, add_in_float64, full_precision, in_float64
+from kinsight.gradients import Gradients, Products, gram_block
 from kinsight.samples import Id
 from kinsight.sketch import Projection
 
@@ -51,16 +51,18 @@ class BatchGradients:
         """
         size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
         total = in_float64(self.outputs.new_zeros(len(self), len(other), *size))
+        products = Products()
         for name, gradients in self.by_parameter.items():
             if name in other.by_parameter:
-                total = total + in_float64(gradients.gram(other.by_parameter[name], form))
+                total = add_in_float64(total, gram_block(gradients, other.by_parameter[name], form, products))
         return total
 
     @full_precision()
     def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
         """Each parameter's share of the inner products."""
+        products = Products()
         return {
-            name: gradients.gram(other.by_parameter[name], form)
+            name: gram_block(gradients, other.by_parameter[name], form, products)
             for name, gradients in self.by_parameter.items()
             if name in other.by_parameter
         }
@@ -79,9 +81,24 @@ class BatchGradients:
         mixed = {name: gradients.mix(mixing) for name, gradients in self.by_parameter.items()}
         return replace(self, by_parameter=mixed)
 
-    def compact(self) -> BatchGradients:
-        """Every parameter's gradients in the form whose Gram block costs least."""
-        return replace(self, by_parameter={name: each.compact() for name, each in self.by_parameter.items()})
+    def compact(self, *, is_eager: bool) -> BatchGradients:
+        """Every parameter's gradients in the form that is best kept for Gram blocks with many others.
+
+        Args:
+            is_eager: build gradients also where they then take more memory than their factors.
+        """
+        parts = {name: each.compact(is_eager=is_eager) for name, each in self.by_parameter.items()}
+        return replace(self, by_parameter=parts)
+
+    @full_precision()
+    def normed(self) -> tuple[BatchGradients, SelfBlocks]:
+        """`self_blocks`, and the gradients in the forms that came of computing them."""
+        total = in_float64(self.outputs.new_zeros(len(self), self.n_outputs, self.n_outputs))
+        parts = {}
+        for name, gradients in self.by_parameter.items():
+            parts[name], own = gradients.normed()
+            total = total + own
+        return replace(self, by_parameter=parts), total
 
     @full_precision()
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Inner products of factored gradients, on plain tensors, and the rule for when to multiply the factors out.
+"""Inner products of factored gradients, on plain tensors.
 
 Axis letters: n m samples, c d outputs, t s positions, g groups, i o features.
 """
@@ -20,14 +20,35 @@ SCRATCH_BYTES = 64 * 2**20
 """Upper bound of a contraction's scratch memory. Larger chunks measured no faster than this on 2 cores."""
 
 
-def is_built_cheaper(*, t: int, g: int, i: int, o: int, c: int, input_cost: int | None = None) -> bool:
-    """Whether one pair's inner product costs fewer flops on built gradients than on their factors.
+def matrix_product(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T of matrices. [n p], [m p] -> [n m]. Where they are the same, little more than half of it is computed."""
+    n = x.shape[0]
+    is_same = x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
+    if not is_same or n < SYMMETRIC or x.requires_grad or y.requires_grad:
+        return x @ y.T
+    product = x.new_empty(n, n)
+    step = -(-n // max(2, n // 256))
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        torch.mm(x[rows], x[start:].T, out=product[rows, start:])
+    return _mirror_upper(product, step)
 
-    Built: c g i o products. Factored: for each of t^2 pairs of positions, i products for the inputs, c o for the
-    output gradients, and one more to combine (counted as 8: it streams memory where the others are matrix products).
-    """
-    factored = t * t * g * ((i if input_cost is None else input_cost) + c * o + 8)
-    return t > 1 and c * g * i * o < factored
+
+def _mirror_upper(product: Tensor, step: int) -> Tensor:
+    """Fill in what lies below the diagonal blocks."""
+    for start in range(step, product.shape[0], step):
+        product[start : start + step, :start] = product[:start, start : start + step].T
+    return product
+
+
+SYMMETRIC = 512
+"""Smallest number of samples for which a symmetric product is worth splitting into blocks."""
+
+
+def row_products(x: Tensor, y: Tensor) -> Tensor:
+    """All inner products of outputs. [n c p], [m d p] -> [n m c d]."""
+    product = x.flatten(0, 1) @ y.flatten(0, 1).T
+    return product.reshape(x.shape[0], x.shape[1], y.shape[0], y.shape[1]).transpose(1, 2)
 
 
 def position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], form: Form) -> Tensor:
@@ -42,10 +63,9 @@ def position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor
     gradients_x, gradients_y = (each.permute(3, 0, 2, 1, 4) for each in gradients)  # [g n t c o]
     g, _, t, c, o = gradients_x.shape
     m, s, d = gradients_y.shape[1:4]
+    held = {"trace": 2, "diagonal": 1 + c, "blocks": 1 + c * d}[form]
     blocks = []
-    for rows in chunks(
-        gradients_x.shape[1], 4 * g * m * t * s * (2 if form == "trace" else 1 + c * (d if form == "blocks" else 1))
-    ):
+    for rows in chunks(gradients_x.shape[1], 4 * g * m * t * s * held):
         if inputs_x.dim() == 2:
             products = same_token(inputs_x[rows, :, None, None], inputs_y).to(gradients_x.dtype)[None]
         else:
@@ -53,10 +73,9 @@ def position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor
             products = torch.bmm(flat_x, flat_y.transpose(1, 2)).reshape(g, -1, t, m, s)
         chunk = gradients_x[:, rows]
         if form == "trace":
-            gradient_products = torch.bmm(
-                chunk.reshape(g, -1, c * o), gradients_y.reshape(g, m * s, c * o).transpose(1, 2)
-            )
-            blocks.append((products * gradient_products.reshape(products.shape)).sum(dim=(0, 2, 4)))
+            flat_x, flat_y = chunk.reshape(g, -1, c * o), gradients_y.reshape(g, m * s, c * o)
+            products = products * torch.bmm(flat_x, flat_y.transpose(1, 2)).reshape(g, -1, t, m, s)
+            blocks.append(products.sum(dim=-1).sum(dim=(0, 2)))
         elif form == "diagonal":
             pairs = torch.einsum("gntco,gmsco->gntmsc", chunk, gradients_y)
             blocks.append(torch.einsum("gntms,gntmsc->nmc", products, pairs))
@@ -117,6 +136,11 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.to("cpu", torch.float64) if tensor.device.type == "mps" else tensor.double()
 
 
+def add_in_float64(total: Tensor, part: Tensor) -> Tensor:
+    """A float64 total plus a part of any precision, in one pass over both; the total may be written into."""
+    return total.add_(part if part.device == total.device else part.to(total.device))
+
+
 def norm_over(tensor: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Euclidean norm along axes, squares added up in float64: in float32 those of numbers below 1e-19 are 0."""
     tensor = torch.view_as_real(tensor).norm(dim=-1) if tensor.is_complex() else tensor
@@ -160,8 +184,8 @@ def total_of(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def chunks(n: int, bytes_per_sample: int) -> Iterator[slice]:
-    """Slices of 0..n whose scratch memory stays below SCRATCH_BYTES; one empty slice when n is 0."""
-    step = max(1, SCRATCH_BYTES // max(1, bytes_per_sample))
+def chunks(n: int, bytes_per_sample: int, max_bytes: int = SCRATCH_BYTES) -> Iterator[slice]:
+    """Slices of 0..n whose scratch memory stays below a bound; one empty slice when n is 0."""
+    step = max(1, max_bytes // max(1, bytes_per_sample))
     for start in range(0, max(n, 1), step):
         yield slice(start, min(start + step, n))

@@ -25,7 +25,6 @@ from kinsight.kernel import GradientKernel, Normalization, warn_undefined
 from kinsight.neighbors import self_positions
 from kinsight.progress import progress_bar
 from kinsight.samples import Batch, Id, Samples
-from kinsight.unit_gradients import UnitGradients
 
 Route = Literal["auto", "forward", "captures"]
 
@@ -108,7 +107,7 @@ def soft_count(
     with progress_bar("soft count", len(samples) + len(targets), is_shown=progress) as advance:
         for batch in samples.batches(size):
             unit = kernel.unit_gradients(batch, normalization)
-            _add(total, _sum_of(unit))
+            _add(total, unit.sum())
             mixings.append(unit.mixing)
             advance(len(batch))
         values, how = _read(kernel, targets, total, mixings, size, normalization, route, targets is samples, advance)
@@ -116,13 +115,6 @@ def soft_count(
         values = values - (self_positions(targets, samples) >= 0).to(values)
     warn_undefined([targets.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
     return Counts(targets.ids, values, len(samples), normalization, include_self, how)
-
-
-def _sum_of(unit: UnitGradients) -> dict[str, Tensor]:
-    """sum_n u_a(x_n), one direction an output. name -> [c *shape]."""
-    n, c = len(unit.gradients), unit.gradients.n_outputs
-    each = torch.eye(c, dtype=torch.float64, device=unit.norms.device)[:, None, :].expand(c, n, c)
-    return unit.gradients.weighted_sum(each)
 
 
 def _add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
@@ -175,7 +167,12 @@ def _read_all_forward(
             if not _agrees(parts[0], kernel, batch, total, mixings[0]):
                 return None
         else:
-            parts.append(_read_forward(kernel, batch, total, mixings[place]).cpu())
+            try:
+                parts.append(_read_forward(kernel, batch, total, mixings[place]).cpu())
+            except (NotImplementedError, RuntimeError):  # an operation without a forward mode, in this batch only
+                if route == "forward":
+                    raise
+                return None
         advance(len(batch))
     values = torch.cat(parts)
     square = sum(float(value.square().sum()) for value in total.values())
@@ -213,8 +210,7 @@ def _read_captures(
 ) -> Tensor:
     """u(x) . S from the layer captures. [n]."""
     unit = kernel.unit_gradients(batch, normalization)
-    dots = unit.gradients.dot(total).diagonal(dim1=1, dim2=2).sum(dim=1)
-    return dots.masked_fill(~unit.is_defined, torch.nan).cpu()
+    return unit.dot(total).masked_fill(~unit.is_defined, torch.nan).cpu()
 
 
 def _read_forward(kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ The route of every parameter is decided on the first batch of a kind, remembered
 from __future__ import annotations
 
 import copy
-import math
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,12 +21,14 @@ from torch.autograd.graph import Node
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch, map_leaves
 from kinsight.capture import LayerCapture
+from kinsight.company import refuse_mixed
 from kinsight.coverage import unexplained
 from kinsight.errors import (
     IndependentOutputError,
     MixedSamplesError,
     ModelCallError,
     ModelError,
+    ShapeError,
     StochasticModelError,
     UncapturedParameterError,
 )
@@ -40,9 +42,6 @@ from kinsight.running import HIDDEN_BY_CHECKPOINT, call_model, check_finite, nee
 from kinsight.weights import to_parameters
 
 Check = Literal["first", "always", "never"]
-
-ALONE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Largest difference, relative to the largest output, between a sample's output in a batch and alone."""
 
 
 @dataclass(eq=False)
@@ -83,9 +82,11 @@ class Differentiator:
     check: Check = "first"
     max_outputs: int = 32
     routes: dict[str, str] = field(default_factory=dict)
+    precision: torch.dtype = torch.float64
     _plans: dict[tuple[object, ...], _Plan] = field(default_factory=dict)
     _shared: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
-    _no_vmap: str = ""
+    _steady: dict[tuple[object, ...], tuple[frozenset[int], _Plan]] = field(default_factory=dict)
+    _no_vmap: dict[str, str] = field(default_factory=dict)
     _needs_company: bool = False
     _n_batches: int = 0
 
@@ -111,22 +112,29 @@ class Differentiator:
     ) -> BatchGradients:
         is_due = self._n_batches & (self._n_batches + 1) == 0  # batches 1, 2, 4, 8, ...
         with untouched(self.model, self.parameters, is_watched=is_due):
-            outputs = self._outputs(batch)
+            try:
+                outputs = self._outputs(batch)
+            except ShapeError:
+                if len(batch) > 1:
+                    raise
+                return self._in_company(batch, is_differentiable=is_differentiable)  # an axis squeezed away
             if len(batch) == 1 and needs_company(node_names(outputs)):
                 return self._in_company(batch, is_differentiable=is_differentiable)
             traced = self._trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
             graph, plan, is_new = traced.graph, traced.plan, traced.is_new
             gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
+            if len(batch) == 1 and plan.reasons:  # of one sample anything may be an axis: with two, rules may apply
+                return self._in_company(batch, is_differentiable=is_differentiable)
             self._n_batches += 1
             if is_new or (self.check != "never" and (is_due or graph.may_move_samples or plan.reasons)):
-                self._refuse_mixed(batch, outputs, graph)
+                refuse_mixed(self.model, self.output, batch, outputs, graph.precision)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
             self._refuse_uncaptured(generic, plan, is_differentiable=is_differentiable)
             if not is_new:
                 outputs = outputs if is_differentiable else outputs.detach()
             gradients.update(self._from_generic(batch, generic, plan))
-            if is_new and not self._prove_in_float32(batch, gradients, graph, plan):
-                self._prove(batch, outputs, gradients, graph, plan)
+            if is_new and not self._prove_in_float32(batch, gradients, traced, is_differentiable=is_differentiable):
+                self._prove(batch, outputs, gradients, traced)
         self._report(gradients, graph, plan)
         if not is_differentiable:
             outputs = outputs.detach()
@@ -137,6 +145,11 @@ class Differentiator:
         """The output function's values, [n c], without gradients."""
         with untouched(self.model, {}):
             return evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch)).detach()
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The output function's values, [n c], with their graph."""
+        with untouched(self.model, self.parameters):
+            return evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
 
     def _outputs(self, batch: Batch) -> Tensor:
         outputs = evaluate(self.output, call_model(self.model, batch.inputs), batch.targets, len(batch))
@@ -149,7 +162,9 @@ class Differentiator:
     def _graph(self, outputs: Tensor, shared: frozenset[int] = frozenset()) -> Graph:
         chosen = {id(parameter): name for name, parameter in self.parameters.items()}
         graph = find_uses(outputs, chosen, list(self.model.parameters()), shared)
-        if "CheckpointFunction" in graph.names:
+        if torch.finfo(graph.precision).eps > torch.finfo(self.precision).eps:
+            self.precision = graph.precision
+        if "CheckpointFunctionBackward" in graph.names:
             raise ModelError(HIDDEN_BY_CHECKPOINT)
         if not graph.leaves:
             raise IndependentOutputError(
@@ -164,15 +179,23 @@ class Differentiator:
     def _trace(self, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> _Trace:
         """The uses of the parameters in this batch, the output gradients there, and the plan for them.
 
-        Layouts are measured for every batch: the data can move samples in ways that no list of operations excludes. One
-        sample, or copies of one, prove nothing about batches of several: they are of a kind of their own.
+        Layouts are measured for every batch in whose graph rows may be moved by the data, and once for every structure
+        of a graph in which each node leaves them in place. One sample, or copies of one, prove nothing about batches of
+        several: they are of a kind of their own.
 
         Where samples cannot be told apart and nothing but weights goes in, as in a table of positions looked up with
         indices that all samples share, the node makes a weight: the use is looked for again above it.
         """
         n = outputs.shape[0]
         graph = self._graph(outputs)
-        plainly = _kind(graph, outputs, n)
+        structure = (graph.structure, outputs.shape[1], are_copies)
+        is_steady = not graph.may_move_samples and self.check != "always"
+        if is_steady and structure in self._steady:
+            shared, plan = self._steady[structure]
+            graph = self._graph(outputs, shared) if shared else graph
+            at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
+            return _Trace(graph, at_nodes, plan, is_new=False)
+        plainly = graph.skeleton
         if plainly in self._shared:
             graph = self._graph(outputs, self._shared[plainly])
         at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
@@ -190,28 +213,35 @@ class Differentiator:
         places = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
         known = self._plans.get((*kind, places))
         if known is not None and self.check != "always":
+            if is_steady and layouts.is_settled:
+                self._steady[structure] = (self._shared.get(plainly, frozenset()), known)
             return _Trace(graph, at_nodes, known, is_new=False)
         plan = _Plan(layouts, {})
         if layouts.is_settled:
             self._plans[(*kind, places)] = self._plans[kind] = plan
         return _Trace(graph, at_nodes, plan, is_new=self.check != "never")
 
-    def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> None:
+    def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], traced: _Trace) -> None:
         """Compare with ordinary autograd; send what fails to slower paths; refuse what fails on all of them."""
+        graph, plan = traced.graph, traced.plan
         leaves = {name: self.parameters[name] for name in graph.leaves}
         failed = unexplained(outputs, gradients, leaves, graph.precision)
         ruled = {name: self.parameters[name] for name in failed if name not in plan.reasons}
+        finer = self._on_finer_copy(batch, graph.precision) if failed else None
+        if finer is not None:
+            ruled = {name: self.parameters[name] for name in ruled if name in finer._reasons()}
         if ruled:
             for name in ruled:
                 plan.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
             self._refuse_uncaptured(ruled, plan)
             gradients.update(self._from_generic(batch, ruled, plan))
             failed = unexplained(outputs, gradients, leaves, graph.precision)
-        if failed and not self._no_vmap:
-            self._no_vmap = "vmap failed the proof of coverage"
-            gradients.update(self._from_generic(batch, {name: self.parameters[name] for name in failed}, plan))
+        again = {name: self.parameters[name] for name in failed if name in plan.reasons and name not in self._no_vmap}
+        if again:
+            self._no_vmap |= dict.fromkeys(again, "vmap failed the proof of coverage")
+            gradients.update(self._from_generic(batch, again, plan))
             failed = unexplained(outputs, gradients, leaves, graph.precision)
-        if failed:
+        if failed and finer is None:
             name, difference = max(failed.items(), key=lambda item: item[1])
             raise MixedSamplesError(
                 f"The gradients of single samples do not add up to the gradient of their sum: {len(failed)} "
@@ -220,62 +250,60 @@ class Differentiator:
                 "own. Make the model treat samples independently in eval mode."
             )
 
-    def _prove_in_float32(self, batch: Batch, gradients: dict[str, Gradients], graph: Graph, plan: _Plan) -> bool:
+    def _prove_in_float32(
+        self, batch: Batch, gradients: dict[str, Gradients], traced: _Trace, *, is_differentiable: bool
+    ) -> bool:
         """Prove a half-precision model on a float32 copy of it, where a fault does not hide in the rounding.
+
+        The copy's layouts are taken over: in half precision a wrong one may fit as well.
 
         Returns:
             False for a model of full precision, and for one that cannot be copied or run in float32: then the proof
             has to do with the tolerance of half precision.
         """
-        if graph.precision not in (torch.bfloat16, torch.float16):
+        plan = traced.plan
+        if traced.graph.precision not in (torch.bfloat16, torch.float16):
             return False
+        single = self._on_finer_copy(batch, traced.graph.precision)
+        if single is None:
+            return False
+        theirs = next(reversed(single._plans.values())).layouts if single._plans else plan.layouts
+        if len(theirs.found) == len(plan.layouts.found) and theirs.found != plan.layouts.found:
+            plan.layouts.found = theirs.found
+            plan.reasons.clear()
+            gradients.update(self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable))
+        plan.reasons.update({name: why for name, why in single._reasons().items() if name not in plan.reasons})
+        generic = {name: self.parameters[name] for name in plan.reasons}
+        gradients.update(self._from_generic(batch, generic, plan))
+        return True
+
+    def _on_finer_copy(self, batch: Batch, precision: torch.dtype) -> Differentiator | None:
+        """What differentiated this batch on a copy of the model in the next finer precision.
+
+        None where there is none, or where the model cannot be copied, or converts to a precision of its own.
+        """
+        finer = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
+        if precision not in finer:
+            return None
         try:
-            copied = copy.deepcopy(self.model).float()
+            copied = copy.deepcopy(self.model).to(finer[precision])
         except (RuntimeError, TypeError, ValueError, NotImplementedError):  # holds what cannot be copied
-            return False
+            return None
         named = dict(copied.named_parameters())
         parameters = {name: named[name] for name in self.parameters}
-        single = Differentiator(copied, self.output, parameters, fallback=self.fallback, max_outputs=self.max_outputs)
-        inputs = map_leaves(_in_float32, batch.inputs)
+        found = Differentiator(copied, self.output, parameters, fallback=self.fallback, max_outputs=self.max_outputs)
+        inputs = map_leaves(functools.partial(_converted, precision=finer[precision]), batch.inputs)
+        targets = None if batch.targets is None else _converted(batch.targets, finer[precision])
         try:
             with torch.autocast(next(iter(parameters.values())).device.type, enabled=False):
-                single(Batch(inputs, batch.ids, batch.targets))
-        except ModelCallError:  # casts to half precision inside
-            return False
-        failed = {name for name, reason in single._reasons().items() if name not in plan.reasons}
-        for name in failed:
-            plan.reasons[name] = single._reasons()[name]
-        gradients.update(self._from_generic(batch, {name: self.parameters[name] for name in failed}, plan))
-        return True
+                found(Batch(inputs, batch.ids, targets))
+        except ModelCallError:  # converts to another precision inside
+            return None
+        return found
 
     def _reasons(self) -> dict[str, str]:
         """Why parameters take a generic path, over all kinds of batches seen."""
         return {name: reason for plan in self._plans.values() for name, reason in plan.reasons.items()}
-
-    def _refuse_mixed(self, batch: Batch, outputs: Tensor, graph: Graph) -> None:
-        """Raise where outputs change when samples are in other company: every second sample, then the rest.
-
-        A lone sample is run again in the company of a copy: that shows noise.
-        """
-        n = len(batch)
-        parts = [range(0, n, 2), range(1, n, 2)] if n > 1 else [range(1)]
-        scale = float(outputs.detach().abs().max()) if outputs.numel() else 0.0
-        for part in parts:
-            places = list(part) if len(part) > 1 else [part[0], part[0]]
-            company = batch[places]
-            other = evaluate(self.output, call_model(self.model, company.inputs), company.targets, len(places)).detach()
-            gaps = (
-                (other - outputs.detach()[places]).abs().amax(dim=1) if other.shape[1:] == outputs.shape[1:] else None
-            )
-            worst = math.inf if gaps is None else float(gaps.max())
-            if not worst <= ALONE_TOLERANCE[graph.precision] * scale:
-                place = 0 if gaps is None else int(gaps.argmax())
-                raise MixedSamplesError(
-                    f"The output for sample {company.ids[place]!r} differs by {worst:.1e} between a batch of {n} and "
-                    f"one of {len(places)} (outputs are up to {scale:.1e}): one sample's output depends on the others, "
-                    "so it has no gradient of its own. Is some layer using batch statistics? Call model.eval(), or "
-                    "replace that layer."
-                )
 
     # -------------------------------------------------------------------------------------------------- routes
 
@@ -327,14 +355,20 @@ class Differentiator:
     def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], plan: _Plan) -> dict[str, Gradients]:
         if not parameters:
             return {}
-        if not self._no_vmap:
+        found: dict[str, Gradients] = {}
+        together = {name: parameter for name, parameter in parameters.items() if name not in self._no_vmap}
+        if together:
             try:
-                return dict(vmapped(self.model, batch, self.output, parameters))
+                found.update(vmapped(self.model, batch, self.output, together))
             except StochasticModelError:
                 raise
             except Exception as error:  # whatever vmap cannot run, the plain loop below can, and the route says why
-                self._no_vmap = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
-        return dict(one_at_a_time(self.model, batch, self.output, parameters))
+                why = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                self._no_vmap |= dict.fromkeys(together, why)
+        left = {name: parameter for name, parameter in parameters.items() if name not in found}
+        if left:
+            found.update(one_at_a_time(self.model, batch, self.output, left))
+        return found
 
     def _refuse_uncaptured(
         self, generic: Mapping[str, Tensor], plan: _Plan, *, is_differentiable: bool = False
@@ -358,7 +392,7 @@ class Differentiator:
                 uses.setdefault(name, []).append(use.name)
         for name in self.parameters:
             if name in plan.reasons:
-                path = f"one sample at a time ({self._no_vmap})" if self._no_vmap else "vmap"
+                path = f"one sample at a time ({self._no_vmap[name]})" if name in self._no_vmap else "vmap"
                 self.routes[name] = f"{path}: {plan.reasons[name]}"
             elif name in uses:
                 kinds = ", ".join(dict.fromkeys(uses[name]))
@@ -369,8 +403,8 @@ class Differentiator:
                 self.routes.setdefault(name, "unused: the output does not depend on it")
 
 
-def _in_float32(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+def _converted(leaf: Any, precision: torch.dtype) -> Any:
+    return leaf.to(precision) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
@@ -389,11 +423,11 @@ def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
 
 def _nodes(graph: Graph) -> list[Node]:
     """The nodes at which output gradients are wanted."""
-    wanted = (use.node for use in graph.uses if use.name in RULES or use.takes_weights_only)
+    wanted = (use.node for use in graph.uses if use.name in RULES or use.may_be_shared)
     return list(dict.fromkeys(wanted))
 
 
 def _made_of_weights(graph: Graph, layouts: Layouts) -> frozenset[int]:
     """Places of the nodes that make the same of weights for all samples."""
     pairs = zip(graph.uses, layouts.found, strict=True)
-    return frozenset(use.place for use, layout in pairs if layout is None and use.takes_weights_only)
+    return frozenset(use.place for use, layout in pairs if layout is None and use.may_be_shared)

@@ -9,6 +9,8 @@ a tied weight, a bare `nn.Parameter` or a module called twice cannot escape, whi
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -41,8 +43,8 @@ class Use:
         weight: the node that made the weight (a leaf where the parameter is used as it is), and its output number.
         parameters: names of the chosen parameters the weight is made of.
         place: the node's number in the order in which the graph is walked, the same at every run of the model.
-        takes_weights_only: whether no differentiable operand is data. Data may still come in as indices (tokens), or
-            not at all: a table of positions looked up in the same order for every sample.
+        may_be_shared: whether no differentiable operand is data, so that all samples may share it. Data may still come
+            in as indices (tokens), or not at all: a table of positions looked up in the same order for every sample.
     """
 
     node: Node
@@ -50,7 +52,7 @@ class Use:
     weight: tuple[Node, int]
     parameters: tuple[str, ...]
     place: int
-    takes_weights_only: bool
+    may_be_shared: bool
 
     @property
     def name(self) -> str:
@@ -76,6 +78,8 @@ class Graph:
             leaves samples where they are. A hint to look more often, not a guarantee.
         precision: the coarsest floating-point type any node computed in.
         names: names of the nodes.
+        structure: the graph's nodes, how they are connected, their sizes and whatever numbers they saved (axes,
+            strides, windows): two graphs of the same structure do the same to tensors of the same sizes.
     """
 
     uses: tuple[Use, ...]
@@ -84,11 +88,19 @@ class Graph:
     may_move_samples: bool
     precision: torch.dtype
     names: frozenset[str]
+    structure: tuple[tuple[tuple[object, ...], tuple[tuple[int, int], ...]], ...]
+
+    @property
+    def skeleton(self) -> tuple[object, ...]:
+        """The names of the nodes and how they are connected, whatever their sizes."""
+        return tuple((description[0], below) for description, below in self.structure)
 
 
 def short_name(node: Node) -> str:
-    """'AddmmBackward0' -> 'Addmm'."""
-    return node.name().rpartition("::")[2].partition("Backward")[0]
+    """'AddmmBackward0' -> 'Addmm'. Functions of the user's own have no number at the end, and keep their whole name."""
+    name = node.name().rpartition("::")[2]
+    known = re.fullmatch(r"(.+)Backward\d+", name)
+    return known[1] if known else name
 
 
 def output_shape(node: Node, number: int = 0) -> tuple[int, ...]:
@@ -190,7 +202,11 @@ def find_uses(
     names_seen: set[str] = set()
     may_move_samples, precision = False, torch.float64
     idle: set[str] = set()
+    structure: list[tuple[tuple[object, ...], tuple[tuple[int, int], ...]]] = []
+    places: dict[Node, int] = {}
     for place, node in enumerate(_children_first(outputs.grad_fn)):
+        places[node] = place
+        structure.append((_description(node), tuple((places[child], number) for _, child, number in children(node))))
         weight = walk.below[node] = walk.weight_of(node, place)
         precision = _coarser(precision, node)
         if is_leaf(node):
@@ -207,7 +223,27 @@ def find_uses(
                     idle.update(names)
                 elif names:
                     uses.append(Use(node, operand, (child, number), tuple(sorted(names)), place, all(are_weights)))
-    return Graph(tuple(uses), leaves, frozenset(idle), may_move_samples, precision, frozenset(names_seen))
+    return Graph(
+        tuple(uses), leaves, frozenset(idle), may_move_samples, precision, frozenset(names_seen), tuple(structure)
+    )
+
+
+@functools.cache
+def _saved_names(kind: type[Node], name: str) -> tuple[str, ...]:
+    return tuple(each for each in dir(kind) if each.startswith("_saved_"))
+
+
+def _description(node: Node) -> tuple[object, ...]:
+    """What a node does, but for the data: its name, its sizes, and the numbers it saved."""
+    if is_leaf(node):
+        return ("leaf", tuple(node.variable.shape))  # type: ignore[attr-defined]
+    sizes = tuple(tuple(each.shape) for each in node._input_metadata)
+    saved = (getattr(node, name) for name in _saved_names(type(node), node.name()))
+    return (node.name(), sizes, tuple(value for value in saved if isinstance(value, PLAIN)))
+
+
+PLAIN = (bool, int, float, str, tuple, type(None))
+"""Types of saved values that say what a node does, not to what."""
 
 
 def node_names(outputs: Tensor) -> frozenset[str]:

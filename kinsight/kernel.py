@@ -22,6 +22,7 @@ from kinsight.errors import (
     UnknownNameError,
     ZeroGradientWarning,
 )
+from kinsight.footprint import Footprint, measure
 from kinsight.outputs import OutputFunction, resolve_output
 from kinsight.parameters import choose_parameters
 from kinsight.running import check_finite
@@ -108,7 +109,7 @@ class GradientKernel:
         self.parameters = choose_parameters(self.model, parameters)
         self.batch_size = batch_size
         self.max_bytes = max_bytes
-        self._bytes_per_sample: float | None = None
+        self._measured: Footprint | None = None
         self._differentiate = Differentiator(
             self.model, self.output, self.parameters, fallback=fallback, check=check, max_outputs=max_outputs
         )
@@ -130,8 +131,9 @@ class GradientKernel:
 
     @property
     def precision(self) -> torch.dtype:
-        """The coarsest precision among the parameters: that of their gradients."""
-        return max((p.dtype for p in self.parameters.values()), key=lambda dtype: torch.finfo(dtype).eps)
+        """The coarsest precision that parameters have, or that was computed in as far as batches have been seen."""
+        known = [parameter.dtype for parameter in self.parameters.values()] + [self._differentiate.precision]
+        return max(known, key=lambda dtype: torch.finfo(dtype).eps)
 
     # ------------------------------------------------------------------------------------ gradients of a batch
 
@@ -156,21 +158,18 @@ class GradientKernel:
         A sample with zero gradient becomes zero: it adds nothing to any sum.
         """
         batch = as_batch(x).to(self.device)
-        gradients = self.gradients(batch)
-        own = gradients.self_blocks()
+        gradients, own = self.gradients(batch).normed()
         check_finite(own, batch, "gradients")
         c = own.shape[1]
         squares = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0)
         norms = squares.sqrt()
         if normalization == "flat" or c == 1:
-            scale = torch.where(norms > 0, 1 / norms, 0.0)
-            mixing = scale[:, None, None] * torch.eye(c, dtype=scale.dtype, device=scale.device)
-            return UnitGradients(gradients.mix(mixing), norms, mixing, (norms > 0).long() * c)
+            return UnitGradients.scaled(gradients, norms)
         if normalization != "whitened":
             raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
         own_spectrum = spectrum(own, self.precision)
         mixing = own_spectrum.power(-0.5) / own_spectrum.ranks.clamp(min=1).double().sqrt()[:, None, None]
-        return UnitGradients(gradients.mix(mixing), norms, mixing, own_spectrum.ranks)
+        return UnitGradients(gradients.mix(mixing), None, norms, mixing, own_spectrum.ranks)
 
     # ----------------------------------------------------------------------------------------- kernel values
 
@@ -249,11 +248,11 @@ class GradientKernel:
         K_C(x, y) = K(x, x)^-1/2 K(x, y) K(y, y)^-1/2; for one output, the cosine of the two gradients. Rows and
         columns of samples with zero gradient are nan, with a `ZeroGradientWarning` that names them.
         """
-        return self._similarity(x, y, "whitened", lambda a, b: a.gram(b))
+        return self._similarity(x, y, "whitened", UnitGradients.gram)
 
     def flat_similarity(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
         """Tr K(x, y) / sqrt(Tr K(x, x) Tr K(y, y)), in [-1, 1]: cheaper, and a different number. [n m]."""
-        return self._similarity(x, y, "flat", lambda a, b: a.gram(b))
+        return self._similarity(x, y, "flat", UnitGradients.gram)
 
     def rotation_similarity(
         self, x: Inputs | Batch, y: Inputs | Batch | None = None, *, is_special: bool = False
@@ -266,7 +265,7 @@ class GradientKernel:
             is_special: only proper rotations (det R = 1), no reflections.
         """
 
-        def combine(a: BatchGradients, b: BatchGradients) -> Tensor:
+        def combine(a: UnitGradients, b: UnitGradients) -> Tensor:
             return best_rotation_trace(a.gram(b, "blocks"), is_special=is_special)
 
         return self._similarity(x, y, "whitened", combine)
@@ -276,7 +275,7 @@ class GradientKernel:
         x: Inputs | Batch,
         y: Inputs | Batch | None,
         normalization: Normalization,
-        combine: Callable[[BatchGradients, BatchGradients], Tensor],
+        combine: Callable[[UnitGradients, UnitGradients], Tensor],
     ) -> GramBlock:
         rows = as_batch(x)
         columns = rows if y is None else as_batch(y)
@@ -292,7 +291,7 @@ class GradientKernel:
         columns: Source | None = None,
         normalization: Normalization = "flat",
         *,
-        combine: Callable[[BatchGradients, BatchGradients], Tensor] | None = None,
+        combine: Callable[[UnitGradients, UnitGradients], Tensor] = UnitGradients.gram,
     ) -> Iterator[tuple[slice, slice, Tensor]]:
         """(rows, columns, block) for all pairs of two sets of samples, or of one, in bounded memory.
 
@@ -302,19 +301,19 @@ class GradientKernel:
             rows: the samples of the rows.
             columns: the samples of the columns; those of the rows where left out: then every block is computed once.
             normalization: which similarity.
-            combine: what is computed from two batches; their inner products where left out. Rows and columns of samples
+            combine: what is computed from two batches; their similarities where left out. Rows and columns of samples
                 with zero gradient are nan.
         """
         undefined: dict[Id, None] = {}
 
         def values(a: UnitGradients, b: UnitGradients) -> Tensor:
             undefined.update(dict.fromkeys([*a.undefined_ids, *b.undefined_ids]))
-            block = a.gradients.gram(b.gradients) if combine is None else combine(a.gradients, b.gradients)
+            block = combine(a, b)
             block[~a.is_defined] = torch.nan
             block[:, ~b.is_defined] = torch.nan
             return block
 
-        prepared = self.each(rows, lambda batch: self.unit_gradients(batch, normalization).compact())
+        prepared = self.each(rows, lambda batch: self.unit_gradients(batch, normalization))
         if columns is None:
             yield from symmetric_pair_blocks(
                 prepared, values, lambda block: block.transpose(0, 1), max_bytes=self.max_bytes // 2
@@ -326,20 +325,23 @@ class GradientKernel:
 
     def each(self, source: Source, prepare: Callable[[Batch], Prepared]) -> Blocks[Prepared]:
         """A source made ready batch by batch, in batches whose gradients fit in memory."""
-        return Blocks(source, prepare, self.block_size(source))
+        size = self.block_size(source)
+        is_eager = self._footprint(source).is_eager(len(source), size, self.max_bytes)
+        return Blocks(source, prepare, size, is_eager)
 
     def block_size(self, source: Source) -> int:
-        """Samples in one pass: `batch_size`, or as many as fit in an eighth of `max_bytes`, by measuring a few."""
+        """Samples in one pass: `batch_size`, or as many as `max_bytes` has room for, by measuring a few."""
         if self.batch_size is not None:
             return self.batch_size
-        if self._bytes_per_sample is None:
+        return self._footprint(source).batch_size(len(source), self.max_bytes)
+
+    def _footprint(self, source: Source) -> Footprint:
+        if self._measured is None:
             few = next(batches(source, _FEW), None)
             if few is None or not len(few):
                 raise EmptyDataError("There are 0 samples: nothing to compare.")
-            gradients = self.gradients(few)
-            held = 2 * gradients.n_bytes + gradients.compact().n_bytes
-            self._bytes_per_sample = held / len(few)
-        return int(min(_MOST, max(1, self.max_bytes // 8 // max(1, self._bytes_per_sample))))
+            self._measured = measure(self._differentiate, few.to(self.device))
+        return self._measured
 
     def _rectangle(
         self,
@@ -350,7 +352,7 @@ class GradientKernel:
         mirror: Callable[[Tensor], Tensor] = lambda block: block.transpose(0, 1),
     ) -> Tensor:
         rows = as_batch(x)
-        prepared = self.each(rows, lambda batch: self.gradients(batch).compact())
+        prepared = self.each(rows, self.gradients)
         budget = self.max_bytes // 2
         if y is None:
             pairs = symmetric_pair_blocks(prepared, combine, mirror, max_bytes=budget)
@@ -390,7 +392,8 @@ class GradientKernel:
         return spectrum(gradients.self_blocks(), self.precision)
 
 
-_FEW, _MOST = 2, 256
+_FEW = 4
+"""Samples that are measured to choose how many to work on at once."""
 
 
 def warn_undefined(ids: Sequence[Id]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -16,16 +16,20 @@ from kinsight.samples import Batch, Samples
 
 
 @runtime_checkable
-class Sized(Protocol):
-    """Something that knows the memory it holds."""
+class Kept(Protocol):
+    """Something that knows the memory it holds, and the form that is best kept."""
 
     @property
     def n_bytes(self) -> int:
         """Bytes held."""
         ...
 
+    def compact(self, *, is_eager: bool) -> Any:
+        """The form that is best kept for meeting many others; `is_eager`: also where it takes more memory."""
+        ...
 
-Prepared = TypeVar("Prepared", bound=Sized)
+
+Prepared = TypeVar("Prepared", bound=Kept)
 
 
 Source: TypeAlias = Samples | Batch
@@ -68,6 +72,7 @@ class Blocks(Generic[Prepared]):
     source: Source
     prepare: Callable[[Batch], Prepared]
     batch_size: int
+    is_eager: bool = True
 
     def __iter__(self) -> Iterator[Block[Prepared]]:
         return self.starting_at(0)
@@ -81,19 +86,30 @@ class Blocks(Generic[Prepared]):
                 yield Block(start, stop, self.prepare(batch))
             start = stop
 
+    @property
+    def is_one(self) -> bool:
+        """Whether all samples are in one batch."""
+        return len(self.source) <= self.batch_size
+
     def groups(self, max_bytes: int) -> Iterator[list[Block[Prepared]]]:
-        """Consecutive blocks, as many at a time as fit in `max_bytes` (at least one)."""
+        """Consecutive blocks to be kept, as many at a time as fit in `max_bytes` (at least one)."""
         group: list[Block[Prepared]] = []
         held = 0
         for block in self:
-            size = block.content.n_bytes
+            kept = self.compacted(block)
+            size = kept.content.n_bytes
             if group and held + size > max_bytes:
                 yield group
                 group, held = [], 0
-            group.append(block)
+            group.append(kept)
             held += size
         if group:
             yield group
+
+    def compacted(self, block: Block[Prepared]) -> Block[Prepared]:
+        """The block in the form that is best kept."""
+        content: Prepared = block.content.compact(is_eager=self.is_eager)
+        return Block(block.start, block.stop, content)
 
 
 def pair_blocks(
@@ -104,10 +120,25 @@ def pair_blocks(
     max_bytes: int,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, block) for every pair of batches of two sources."""
+    if rows.is_one and columns.is_one:
+        row, column = next(iter(rows)), next(iter(columns))
+        yield row.places, column.places, combine(row.content, column.content)
+        return
     for group in rows.groups(max_bytes):
         for column in columns:
-            for row in group:
-                yield row.places, column.places, combine(row.content, column.content)
+            yield from _row_pairs(group, column, columns, combine)
+
+
+def _row_pairs(
+    group: list[Block[Prepared]],
+    column: Block[Prepared],
+    columns: Blocks[Prepared],
+    combine: Callable[[Prepared, Prepared], Tensor],
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, columns, block) for one column batch and the rows held; what it meets once is not made compact."""
+    met = columns.compacted(column) if len(group) > 1 else column
+    for row in group:
+        yield row.places, met.places, combine(row.content, met.content)
 
 
 def symmetric_pair_blocks(
@@ -118,14 +149,19 @@ def symmetric_pair_blocks(
     max_bytes: int,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, block) for every pair of batches of one source; half of the blocks are mirrored, not computed."""
+    if rows.is_one:
+        row = next(iter(rows))
+        yield row.places, row.places, combine(row.content, row.content)
+        return
     for group in rows.groups(max_bytes):
         for place, row in enumerate(group):
             for column in group[place:]:
                 yield from _both_ways(row, column, combine, mirror)
         if group[-1].stop < len(rows.source):
             for column in rows.starting_at(group[-1].stop):
+                met = rows.compacted(column) if len(group) > 1 else column
                 for row in group:
-                    yield from _both_ways(row, column, combine, mirror)
+                    yield from _both_ways(row, met, combine, mirror)
 
 
 def _both_ways(

@@ -6,6 +6,7 @@ several (a weight normalization, a table of positions). Views move elements; fun
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from kinsight.contractions import chunks
 from kinsight.gradients import Built, Factored, Gradients
 from kinsight.graph import Use, chain_order, weight_chain
 
@@ -33,13 +35,19 @@ def to_parameters(
     if order is not None:
         shape = tuple(parameters[use.parameters[0]].shape)
         return {use.parameters[0]: _reordered(weight, shape, order)}
-    values = weight.build()
     leaves = [parameters[name] for name in use.parameters]
-    pulled = _pull_back(GradientEdge(*use.weight), leaves, values.flatten(0, 1), is_differentiable=is_differentiable)
+    size = 4 * weight.c * (math.prod(weight.shape) + sum(leaf.numel() for leaf in leaves))
+    parts: list[list[Tensor | None]] = []
+    for rows in chunks(weight.n, size):
+        values = weight.rows(rows.start, rows.stop).build()
+        pulled = _pull_back(
+            GradientEdge(*use.weight), leaves, values.flatten(0, 1), is_differentiable=is_differentiable
+        )
+        parts.append([None if each is None else each.reshape(*values.shape[:2], *each.shape[1:]) for each in pulled])
     return {
-        name: Built(gradient.reshape(*values.shape[:2], *gradient.shape[1:]))
-        for name, gradient in zip(use.parameters, pulled, strict=True)
-        if gradient is not None
+        name: Built(torch.cat([each for each in pieces if each is not None]))
+        for name, pieces in zip(use.parameters, zip(*parts, strict=True), strict=True)
+        if pieces[0] is not None
     }
 
 
@@ -65,7 +73,7 @@ def _pull_back(
 
 def _reordered(weight: Gradients, shape: tuple[int, ...], order: str) -> Gradients:
     """Gradients over a parameter, given those over a view of it."""
-    if isinstance(weight, Factored):
+    if isinstance(weight, Factored) and (order == "kept" or weight.sizes.g == 1):
         return Factored(weight.inputs, weight.output_gradients, shape, weight.gradient_first != (order == "transposed"))
     if order == "kept" and weight.shape == shape:
         return weight

@@ -16,7 +16,7 @@ from kinsight.gradients import Built, Gradients
 def add(capture: LayerCapture) -> Gradients | None:
     """x + alpha w, either way round."""
     scale = capture.saved("alpha") if capture.use.operand == 1 else 1
-    return sum_to_weight(capture, capture.output_gradients * scale)
+    return sum_to_weight(capture, scaled(capture.output_gradients, scale))
 
 
 def sub(capture: LayerCapture) -> Gradients | None:
@@ -71,6 +71,11 @@ def _scaled(capture: LayerCapture, derivative: Tensor | float) -> Gradients | No
     return sum_to_weight(capture, capture.output_gradients * local.unsqueeze(1))
 
 
+def scaled(gradients: Tensor, factor: float) -> Tensor:
+    """The gradients times a number; the same tensor where that is 1, so that products with it are recognized."""
+    return gradients if factor == 1 else gradients * factor
+
+
 def sum_to_weight(capture: LayerCapture, gradients: Tensor) -> Gradients | None:
     """Sum [n c ...] over all axes the weight was broadcast along.
 
@@ -86,7 +91,8 @@ def sum_to_weight(capture: LayerCapture, gradients: Tensor) -> Gradients | None:
 
 def _sum(capture: LayerCapture, gradients: Tensor, axes: tuple[int, ...]) -> Built:
     n, c = gradients.shape[:2]
-    values = gradients.sum(dim=axes) if axes else gradients
+    is_alone = all(gradients.shape[axis] == 1 for axis in axes)
+    values = gradients if is_alone else gradients.sum(dim=axes)
     bound = None
     if capture.keeps_bounds:
         absolute = gradients.abs().sum(dim=axes) if axes else gradients.abs()

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from kinsight.capture import LayerCapture
 from kinsight.gradients import Factored, Gradients
-from kinsight.rules.elementwise import sum_to_weight
+from kinsight.rules.elementwise import scaled, sum_to_weight
 
 
 def addmm(capture: LayerCapture) -> Gradients | None:
     """beta b + alpha x W: what `nn.Linear` and `torch.addmm` become."""
     if capture.use.operand == 0:
-        return sum_to_weight(capture, capture.output_gradients * capture.saved("beta"))
+        return sum_to_weight(capture, scaled(capture.output_gradients, capture.saved("beta")))
     inputs = capture.saved("mat1" if capture.use.operand == 2 else "mat2")
-    return _matrix(capture, inputs, capture.output_gradients * capture.saved("alpha"), weight=capture.use.operand - 1)
+    return _matrix(
+        capture, inputs, scaled(capture.output_gradients, capture.saved("alpha")), weight=capture.use.operand - 1
+    )
 
 
 def mm(capture: LayerCapture) -> Gradients | None:

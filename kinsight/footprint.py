@@ -1,0 +1,69 @@
+"""Memory that one sample takes while it is worked on, measured on a few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kinsight.batch_gradients import BatchGradients
+from kinsight.batches import Batch
+from kinsight.costs import BUILT_BYTES
+from kinsight.differentiate import Differentiator
+
+MOST = 1024
+"""Largest number of samples in one pass: beyond, nothing gets faster."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes a sample takes.
+
+    Args:
+        graph: what autograd saves in the forward pass.
+        captured: the gradients as they are captured, of all outputs; what autograd saved anyhow counts again.
+        compact: the gradients in the form in which they meet many others fastest.
+    """
+
+    graph: float
+    captured: float
+    compact: float
+
+    def batch_size(self, n: int, max_bytes: int) -> int:
+        """Samples in one pass: all where they fit at once, else as many as fit in a third, beside those that are kept.
+
+        Args:
+            n: number of samples.
+            max_bytes: bound on the memory in use.
+        """
+        room = max(max_bytes // 2, max_bytes - BUILT_BYTES)
+        each = max(1.0, self.graph + self.captured)
+        fits = int(room // each)
+        return min(MOST, n) if n <= fits else min(MOST, max(1, fits // 3))
+
+    def is_eager(self, n: int, batch_size: int, max_bytes: int) -> bool:
+        """Whether compact gradients of n samples can be kept, and those of a batch beside them."""
+        return self.compact * n <= max_bytes // 2 and self.compact * batch_size <= max_bytes // 4
+
+
+def measure(differentiate: Differentiator, batch: Batch) -> Footprint:
+    """What the samples of a batch take, each."""
+    gradients: BatchGradients = differentiate(batch)
+    held: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in differentiate.model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept_alive = differentiate.forward(batch)
+    graph = sum(held.values())
+    del kept_alive
+    captured = gradients.n_bytes
+    compact = gradients.compact(is_eager=True).n_bytes
+    n = len(batch)
+    return Footprint(graph / n, captured / n, compact / n)

@@ -1,0 +1,89 @@
+"""What every form of per-sample gradients offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinsight.sketch import Projection
+
+
+class Gradients(ABC):
+    """Gradients of c outputs over one parameter for each of n samples, [n c *shape].
+
+    `shape` is the parameter's own. Two `Gradients` can be combined when they belong to the same parameter.
+    """
+
+    shape: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What is held. The first is [n c ...], in the precision of the gradients."""
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.tensors[0].shape[0]
+
+    @property
+    def c(self) -> int:
+        """Number of outputs."""
+        return self.tensors[0].shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision the gradients are kept in."""
+        return self.tensors[0].dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory held."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    @abstractmethod
+    def build(self) -> Float[Tensor, "n c *shape"]:
+        """The gradients themselves. [n c *shape]."""
+
+    @abstractmethod
+    def mix(self, mixing: Float[Tensor, "n a c"]) -> Gradients:
+        """The gradients of a linear map of each sample's outputs: row a is sum_c mixing[n, a, c] grad_c."""
+
+    @abstractmethod
+    def self_blocks(self) -> Float[Tensor, "n c c"]:
+        """Inner products of each sample's own gradients, K_nn, accumulated in float64. [n c c]."""
+
+    @abstractmethod
+    def weighted_sum(self, weights: Float[Tensor, "k n c"]) -> Float[Tensor, "k *shape"]:
+        """sum_nc weights[k, n, c] grad_nc: k tensors of the parameter's shape."""
+
+    @abstractmethod
+    def dot(self, directions: Float[Tensor, "k *shape"]) -> Float[Tensor, "n c k"]:
+        """Inner products with k directions of the parameter's shape. [n c k]."""
+
+    @abstractmethod
+    def sketch(self, projection: Projection) -> Float[Tensor, "n c dim"]:
+        """Random projection whose inner products estimate the Gram block without bias. [n c dim]."""
+
+    @abstractmethod
+    def bound(self) -> Float[Tensor, " n"]:
+        """Norm of each sample's gradients were nothing to cancel: the scale of their rounding error. [n]."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Gradients:
+        """The gradients of samples start:stop."""
+
+    def compact(self, *, is_eager: bool) -> Gradients:
+        """The form that is best kept for Gram blocks with many others: itself, or built.
+
+        Args:
+            is_eager: built also where that takes more memory.
+        """
+        return self
+
+    def normed(self) -> tuple[Gradients, Float[Tensor, "n c c"]]:
+        """`self_blocks`, and the gradients in whatever form came of computing them."""
+        return self, self.self_blocks()

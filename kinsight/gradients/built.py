@@ -1,0 +1,67 @@
+"""Gradients that have been multiplied out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinsight.contractions import chunks, mixed, norm_over, self_product
+from kinsight.gradients.base import Gradients
+from kinsight.sketch import Projection
+
+
+@dataclass(frozen=True, eq=False)
+class Built(Gradients):
+    """Gradients that have been multiplied out.
+
+    Args:
+        values: [n c *shape].
+        uncancelled: [n], see `bound`; where it is not known, the norm itself stands in.
+    """
+
+    values: Tensor
+    uncancelled: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.values,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.values.shape[2:])
+
+    @property
+    def flat(self) -> Float[Tensor, "n c p"]:
+        """The gradients with the parameter's axes as one, [n c p]."""
+        return self.values.reshape(self.n, self.c, math.prod(self.shape))
+
+    def build(self) -> Tensor:
+        return self.values
+
+    def mix(self, mixing: Tensor) -> Built:
+        return Built(mixed(mixing, self.values))
+
+    def self_blocks(self) -> Tensor:
+        flat = self.flat
+        if self.c == 1:
+            return norm_over(flat, (1, 2)).square()[:, None, None]
+        return torch.cat([self_product(flat[rows]) for rows in chunks(self.n, 8 * flat[:1].numel())])
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        return (weights.flatten(1) @ self.flat.flatten(0, 1)).reshape(-1, *self.shape)
+
+    def dot(self, directions: Tensor) -> Tensor:
+        return self.flat @ directions.reshape(directions.shape[0], -1).T
+
+    def sketch(self, projection: Projection) -> Tensor:
+        return projection.of_built(self.values)
+
+    def bound(self) -> Tensor:
+        return norm_over(self.flat, (1, 2)) if self.uncancelled is None else self.uncancelled
+
+    def rows(self, start: int, stop: int) -> Built:
+        return Built(self.values[start:stop])

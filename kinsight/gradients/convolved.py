@@ -1,0 +1,171 @@
+"""Gradients over the weight of a convolution, kept as images and output gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from kinsight.contractions import chunks, mixed
+from kinsight.costs import is_convolved_alone
+from kinsight.gradients.factored import Factored, Product, Sizes
+from kinsight.sketch import Projection
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How windows move over an image; one number an axis."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Convolved(Product):
+    """Gradients over a convolution's weight [groups o, i, *window], its input not yet unfolded into patches.
+
+    Patches overlap: unfolded, a 3x3 convolution's input is nine times as large. So patches are made for a few samples
+    at a time, or never, where torch's own convolutions do what is asked.
+
+    Args:
+        images: inputs, [n k channels *size]: k images a sample.
+        output_gradients: gradients of c outputs at the layer's output, [n c k groups o *positions].
+        shape: the weight's own shape.
+        geometry: stride, padding, dilation, groups.
+    """
+
+    images: Float[Tensor, "n k channels *size"]
+    output_gradients: Float[Tensor, "n c k g o *positions"]
+    shape: tuple[int, ...]
+    geometry: Geometry
+    gradient_first = True
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.output_gradients, self.images)
+
+    @property
+    def sizes(self) -> Sizes:
+        _, c, k, g, o, *positions = self.output_gradients.shape
+        return Sizes(k * math.prod(positions), g, math.prod(self.shape[1:]), o, c)
+
+    @property
+    def _is_differentiated(self) -> bool:
+        return any(tensor.requires_grad for tensor in self.tensors)
+
+    def factored(self) -> Factored:
+        n, k = self.images.shape[:2]
+        patches = unfold(self.images.flatten(0, 1), self.shape[2:], self.output_gradients.shape[5:], self.geometry)
+        patches = patches.reshape(n, k * patches.shape[1], *patches.shape[2:])
+        pixels = self.output_gradients.flatten(5).permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
+        return Factored(patches, pixels, self.shape, gradient_first=True)
+
+    def build(self) -> Tensor:
+        s = self.sizes
+        if is_convolved_alone(t=s.t, i=s.i, o=s.o) and not self._is_differentiated:
+            return torch.stack([self._weight_gradient(row, self.output_gradients[row][None]) for row in range(self.n)])
+        step = 4 * s.t * s.g * s.i
+        return torch.cat([self.rows(r.start, r.stop).factored().build() for r in chunks(self.n, step)])
+
+    def _weight_gradient(self, rows: int | slice, gradients: Tensor) -> Tensor:
+        """sum_n of the gradients of some samples, with other output gradients [n c ...] in place. [c *shape]."""
+        rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
+        images = self.images[rows].flatten(0, 1)
+        n, c, k, g, o, *positions = gradients.shape
+        stacked = gradients.permute(0, 2, 3, 1, 4, *range(5, gradients.dim())).reshape(n * k, g * c * o, *positions)
+        weight = images.new_empty(1).expand(g * c * o, *self.shape[1:])
+        geometry = self.geometry
+        found: Tensor = torch.ops.aten.convolution_backward(
+            stacked, images, weight, None, geometry.stride, geometry.padding, geometry.dilation, False,
+            [0] * len(positions), g, (False, True, False),
+        )[1]  # fmt: skip
+        return found.reshape(g, c, o, *self.shape[1:]).transpose(0, 1).reshape(c, *self.shape)
+
+    def mix(self, mixing: Tensor) -> Convolved:
+        return replace(self, output_gradients=mixed(mixing, self.output_gradients))
+
+    def narrow(self, start: int, stop: int) -> Convolved:
+        gradients = self.output_gradients[:, :, :, :, start:stop]
+        return replace(self, output_gradients=gradients, shape=(stop - start, *self.shape[1:]))
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        if self._is_differentiated or weights.requires_grad:
+            return self.factored().weighted_sum(weights)
+        gradients = self.output_gradients
+        combined = torch.einsum("knc,ncx->nkx", weights, gradients.flatten(2))
+        return self._weight_gradient(slice(0, self.n), combined.reshape(self.n, -1, *gradients.shape[2:]))
+
+    def dot(self, directions: Tensor) -> Tensor:
+        _, _, k, g, o, *_ = self.output_gradients.shape
+        n_directions = directions.shape[0]
+        kernels = directions.reshape(n_directions, g, o, *self.shape[1:]).transpose(0, 1)
+        kernels = kernels.reshape(g * n_directions * o, *self.shape[1:])
+        rows = []
+        for part in chunks(self.n, 4 * n_directions * self.output_gradients[:1, 0].numel()):
+            gradients = self.output_gradients[part]
+            moved = self._convolve(self.images[part].flatten(0, 1), kernels)
+            moved = moved.reshape(gradients.shape[0], k, g, n_directions, *gradients.shape[4:])
+            moved = moved.permute(0, 3, 1, 2, *range(4, moved.dim()))
+            rows.append(torch.bmm(gradients.flatten(2), moved.flatten(2).transpose(1, 2)))
+        return torch.cat(rows)
+
+    def _convolve(self, images: Tensor, kernels: Tensor) -> Tensor:
+        geometry = self.geometry
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.stride) - 1]
+        return convolve(images, kernels, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+
+    def sketch(self, projection: Projection) -> Tensor:
+        s = self.sizes
+        step = 4 * s.t * s.g * (s.i + s.c * s.o)
+        return torch.cat([self.rows(r.start, r.stop).factored().sketch(projection) for r in chunks(self.n, step)])
+
+    def bound(self) -> Tensor:
+        s = self.sizes
+        step = 4 * s.t * s.g * s.i
+        return torch.cat([self.rows(r.start, r.stop).factored().bound() for r in chunks(self.n, step)])
+
+    def rows(self, start: int, stop: int) -> Convolved:
+        return replace(self, images=self.images[start:stop], output_gradients=self.output_gradients[start:stop])
+
+
+def unfold(images: Tensor, window: Sequence[int], positions: Sequence[int], geometry: Geometry) -> Tensor:
+    """Patches of images, [n t groups features], features = channels of a group x window.
+
+    Args:
+        images: [n channels *size].
+        window: the kernel's size.
+        positions: how many patches along each axis (t is their product).
+        geometry: how the window moves.
+    """
+    wide = F.pad(images, _padding(images.shape[2:], window, positions, geometry))
+    n, channels = wide.shape[:2]
+    steps = wide.stride()
+    view = wide.as_strided(
+        (n, *positions, channels, *window),
+        (
+            steps[0],
+            *(step * s for step, s in zip(steps[2:], geometry.stride, strict=True)),
+            steps[1],
+            *(step * d for step, d in zip(steps[2:], geometry.dilation, strict=True)),
+        ),
+        wide.storage_offset(),
+    )
+    groups = geometry.groups
+    return view.reshape(n, math.prod(positions), groups, channels // groups * math.prod(window))
+
+
+def _padding(size: Sequence[int], window: Sequence[int], positions: Sequence[int], geometry: Geometry) -> list[int]:
+    """What F.pad adds: the convolution's padding in front, and behind whatever the last window still reaches."""
+    amounts: list[int] = []
+    for axis in reversed(range(len(size))):
+        step, front = geometry.stride[axis], geometry.padding[axis]
+        reach = (positions[axis] - 1) * step + (window[axis] - 1) * geometry.dilation[axis] + 1
+        amounts += [front, max(0, reach - size[axis] - front)]
+    return amounts

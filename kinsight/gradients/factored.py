@@ -1,0 +1,169 @@
+"""Gradients of a matrix applied at several positions, kept as their factors."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kinsight.contractions import chunks, in_float64, mixed, norm_over
+from kinsight.costs import BUILT_BYTES, is_gram_built, is_norm_built
+from kinsight.gradients.base import Gradients
+from kinsight.gradients.built import Built
+from kinsight.sketch import Projection
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of factored gradients: t positions, g groups, i input and o output features in each, c outputs."""
+
+    t: int
+    g: int
+    i: int
+    o: int
+    c: int
+
+
+class Product(Gradients):
+    """Gradients sum_t input_t x output_gradient_t: what `Factored` and `Convolved` have in common."""
+
+    gradient_first: bool
+
+    @property
+    @abstractmethod
+    def sizes(self) -> Sizes:
+        """Sizes of its factors."""
+
+    @abstractmethod
+    def factored(self) -> Factored:
+        """The same with both factors laid out position by position."""
+
+    @abstractmethod
+    def narrow(self, start: int, stop: int) -> Product:
+        """The gradients over output features start:stop of a matrix without groups. Its `shape` has no meaning."""
+
+    def compact(self, *, is_eager: bool) -> Gradients:
+        s = self.sizes
+        is_smaller = s.c * s.g * s.i * s.o <= s.t * s.g * (s.i + s.c * s.o)
+        is_faster = is_gram_built(n=64, m=64, t=s.t, s=s.t, g=s.g, i=s.i, o=s.o, c=s.c)
+        return Built(self.build()) if is_faster and (is_eager or is_smaller) else self
+
+    def normed(self) -> tuple[Gradients, Tensor]:
+        s = self.sizes
+        is_small = 4 * self.n * s.c * s.g * s.i * s.o <= BUILT_BYTES
+        if is_small and is_norm_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c):
+            built = Built(self.build())
+            return built, built.self_blocks()
+        return self, self.self_blocks()
+
+    def self_blocks(self) -> Tensor:
+        s = self.sizes
+        if is_norm_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c):
+            step = 8 * s.c * s.g * s.i * s.o
+            return torch.cat([Built(self.rows(r.start, r.stop).build()).self_blocks() for r in chunks(self.n, step)])
+        return self.factored()._own_products()
+
+
+@dataclass(frozen=True, eq=False)
+class Factored(Product):
+    """Gradients sum_t input_t x output_gradient_t of a matrix (or of g matrices) applied at positions t.
+
+    The parameter, read row by row, is [g i o], or [g o i] where the output gradient's features come first.
+
+    Args:
+        inputs: layer inputs, [n t g i].
+        output_gradients: gradients of c outputs at the layer's output, [n c t g o].
+        shape: the parameter's own shape.
+        gradient_first: whether the parameter's rows are the layer's outputs.
+    """
+
+    inputs: Float[Tensor, "n t g i"]
+    output_gradients: Float[Tensor, "n c t g o"]
+    shape: tuple[int, ...]
+    gradient_first: bool
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.output_gradients, self.inputs)
+
+    @property
+    def sizes(self) -> Sizes:
+        _, t, g, i = self.inputs.shape
+        return Sizes(t, g, i, self.output_gradients.shape[-1], self.c)
+
+    def factored(self) -> Factored:
+        return self
+
+    def build(self) -> Tensor:
+        n, t, g, i = self.inputs.shape
+        c, o = self.c, self.output_gradients.shape[-1]
+        inputs = self.inputs.transpose(1, 2).reshape(n * g, t, i)
+        gradients = self.output_gradients.permute(0, 3, 1, 4, 2).reshape(n * g, c * o, t)
+        if g == c == 1 and not self.gradient_first:
+            return torch.bmm(inputs.transpose(1, 2), gradients.transpose(1, 2)).reshape(n, 1, *self.shape)
+        product = torch.bmm(gradients, inputs).reshape(n, g, c, o, i)
+        axes = (0, 2, 1, 3, 4) if self.gradient_first else (0, 2, 1, 4, 3)
+        return product.permute(axes).reshape(n, c, *self.shape)
+
+    def mix(self, mixing: Tensor) -> Factored:
+        return replace(self, output_gradients=mixed(mixing, self.output_gradients))
+
+    def narrow(self, start: int, stop: int) -> Factored:
+        shape = (stop - start, self.inputs.shape[3])
+        return replace(
+            self,
+            output_gradients=self.output_gradients[..., start:stop],
+            shape=shape if self.gradient_first else shape[::-1],
+        )
+
+    def _own_products(self) -> Tensor:
+        """K_nn from the products of positions. [n c c]."""
+        n, t, g, i = self.inputs.shape
+        if t == 1:
+            squares = norm_over(self.inputs, (1, 3)).square()  # [n g]
+            gradients = in_float64(self.output_gradients[:, :, 0])
+            return torch.einsum("ng,ncgo,ndgo->ncd", squares, gradients, gradients)
+        o = self.output_gradients.shape[-1]
+        blocks = []
+        for rows in chunks(n, 8 * g * t * (i + self.c * o + t * (1 + self.c))):
+            inputs = in_float64(self.inputs[rows].transpose(1, 2))
+            weights = inputs @ inputs.transpose(2, 3)
+            gradients = in_float64(self.output_gradients[rows].permute(0, 3, 1, 2, 4))
+            moved = torch.einsum("ngts,ngcso->ngcto", weights, gradients)
+            blocks.append(torch.einsum("ngcto,ngdto->ncd", gradients, moved))
+        return torch.cat(blocks)
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        n, t, g, i = self.inputs.shape
+        gradients = torch.einsum("knc,nctgo->gkont", weights, self.output_gradients)
+        k, o = gradients.shape[1:3]
+        inputs = self.inputs.permute(2, 0, 1, 3).reshape(g, n * t, i)
+        product = torch.bmm(gradients.reshape(g, k * o, n * t), inputs).reshape(g, k, o, i)
+        axes = (1, 0, 2, 3) if self.gradient_first else (1, 0, 3, 2)
+        return product.permute(axes).reshape(k, *self.shape)
+
+    def dot(self, directions: Tensor) -> Tensor:
+        n, t, g, i = self.inputs.shape
+        k, o = directions.shape[0], self.output_gradients.shape[-1]
+        if self.gradient_first:
+            matrices = directions.reshape(k, g, o, i).permute(1, 3, 0, 2)
+        else:
+            matrices = directions.reshape(k, g, i, o).permute(1, 2, 0, 3)
+        moved = torch.bmm(self.inputs.permute(2, 0, 1, 3).reshape(g, n * t, i), matrices.reshape(g, i, k * o))
+        moved = moved.reshape(g, n, t, k, o).permute(1, 2, 0, 4, 3).reshape(n, t * g * o, k)
+        return torch.bmm(self.output_gradients.reshape(n, self.c, t * g * o), moved)
+
+    def sketch(self, projection: Projection) -> Tensor:
+        sketch = projection.of_factored(
+            self.inputs, self.output_gradients, self.shape, gradient_first=self.gradient_first
+        )
+        return projection.of_built(self.build()) if sketch is None else sketch
+
+    def bound(self) -> Tensor:
+        return (norm_over(self.inputs, -1) * norm_over(self.output_gradients, (1, 4))).sum(dim=(1, 2))
+
+    def rows(self, start: int, stop: int) -> Factored:
+        return replace(self, inputs=self.inputs[start:stop], output_gradients=self.output_gradients[start:stop])

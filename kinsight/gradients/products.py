@@ -1,0 +1,144 @@
+"""Gram blocks: inner products of the gradients of two batches over one parameter, whatever their forms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kinsight.contractions import (
+    Form,
+    chunks,
+    crossed_gram,
+    matrix_product,
+    mirrored,
+    position_gram,
+    row_products,
+    total_of,
+)
+from kinsight.costs import BUILT_BYTES, is_gram_built
+from kinsight.gradients.base import Gradients
+from kinsight.gradients.built import Built
+from kinsight.gradients.factored import Product
+from kinsight.gradients.looked_up import LookedUp
+from kinsight.gradients.summed import Summed
+
+
+@dataclass(eq=False)
+class Products:
+    """Remembers the last product of two matrices: a layer's weight and bias both need that of its output gradients."""
+
+    factors: tuple[Tensor, Tensor] | None = None
+    value: Tensor | None = None
+
+    def of(self, x: Tensor, y: Tensor) -> Tensor:
+        """x y^T of matrices [n p] and [m p]. [n m]. Not to be written into."""
+        known = self.factors is not None and _are_one(self.factors[0], x) and _are_one(self.factors[1], y)
+        if self.value is None or not known:
+            self.factors, self.value = (x, y), matrix_product(x, y)  # held: what is freed may lie elsewhere anew
+        return self.value
+
+
+def _are_one(x: Tensor, y: Tensor) -> bool:
+    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
+
+
+def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None = None) -> Tensor:
+    """Inner products of the gradients of two batches over one parameter.
+
+    Args:
+        x: of one batch, n samples of c outputs.
+        y: of another, m samples of d outputs.
+        form: what is kept of each pair's [c d] block.
+        products: remembers products from one parameter to the next.
+
+    Returns:
+        [n m] (trace), [n m c] (diagonal) or [n m c d] (blocks).
+    """
+    products = Products() if products is None else products
+    if isinstance(x, Summed) or isinstance(y, Summed):
+        if isinstance(x, Built) or isinstance(y, Built):
+            return _row_by_row(x, y, form)
+        parts_x = x.parts if isinstance(x, Summed) else (x,)
+        parts_y = y.parts if isinstance(y, Summed) else (y,)
+        return total_of([gram_block(a, b, form, products) for a in parts_x for b in parts_y])
+    if isinstance(x, LookedUp) and isinstance(y, LookedUp):
+        gradients = (x.output_gradients.unsqueeze(3), y.output_gradients.unsqueeze(3))
+        return position_gram((x.tokens, y.tokens), gradients, form)
+    if isinstance(x, LookedUp) and isinstance(y, Product) and y.gradient_first and y.sizes.g == 1:
+        return mirrored(gram_block(y, x, form, products), form)
+    if isinstance(x, Product) and isinstance(y, LookedUp) and x.gradient_first and x.sizes.g == 1:
+        layer = x.factored()
+        return crossed_gram(
+            layer.inputs[:, :, 0], layer.output_gradients[:, :, :, 0], y.tokens, y.output_gradients, form
+        )
+    if isinstance(x, Product) and isinstance(y, Product) and _fit(x, y):
+        return _of_products(x, y, form, products)
+    if isinstance(x, Built) and isinstance(y, Built):
+        if form == "trace":
+            return products.of(x.values.flatten(1), y.values.flatten(1))
+        return _of_built(x.values, y.values, form)
+    return _row_by_row(x, y, form)
+
+
+def _fit(x: Product, y: Product) -> bool:
+    """Whether factors meet factors: a matrix may be used whole in one place, and in groups in another."""
+    a, b = x.sizes, y.sizes
+    return x.gradient_first == y.gradient_first and (a.g, a.i, a.o) == (b.g, b.i, b.o)
+
+
+def _row_by_row(x: Gradients, y: Gradients, form: Form) -> Tensor:
+    """Gram block of gradients of which not both are built, as many samples at a time as fit in `BUILT_BYTES`."""
+    if isinstance(y, Built):
+        size = x.tensors[0].element_size() * x.c * math.prod(x.shape)
+        return torch.cat(
+            [_of_built(x.rows(r.start, r.stop).build(), y.values, form) for r in chunks(x.n, size, BUILT_BYTES)]
+        )
+    if isinstance(x, Built):
+        return mirrored(_row_by_row(y, x, form), form)
+    return _row_by_row(x, Built(y.build()), form)
+
+
+def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tensor:
+    a, b = x.sizes, y.sizes
+    n_pairs = b.c if form == "blocks" else 0
+    is_built = is_gram_built(n=x.n, m=0 if x is y else y.n, t=a.t, s=b.t, g=a.g, i=a.i, o=a.o, c=a.c, d=n_pairs)
+    if is_built:
+        return _by_features(x, y, form)
+    layer_x = x.factored()
+    layer_y = layer_x if x is y else y.factored()
+    if a.t == b.t == a.g == 1 and form == "trace":
+        inputs = matrix_product(layer_x.inputs.flatten(1), layer_y.inputs.flatten(1))
+        gradients = products.of(layer_x.output_gradients.flatten(1), layer_y.output_gradients.flatten(1))
+        return inputs * gradients if inputs.requires_grad or gradients.requires_grad else inputs.mul_(gradients)
+    inputs_xy = (layer_x.inputs.permute(2, 0, 1, 3), layer_y.inputs.permute(2, 0, 1, 3))
+    return position_gram(inputs_xy, (layer_x.output_gradients, layer_y.output_gradients), form)
+
+
+def _by_features(x: Product, y: Product, form: Form) -> Tensor:
+    """Gram block of built gradients, as many output features at a time as fit in `BUILT_BYTES`."""
+    s = x.sizes
+    element = x.tensors[0].element_size()
+    size = element * s.g * s.i * (x.n * s.c + (0 if x is y else y.n * y.sizes.c))
+    step = s.o if s.g > 1 else max(1, BUILT_BYTES // max(1, size))
+    if step >= s.o:
+        values = x.build()
+        return _of_built(values, values if x is y else y.build(), form)
+    parts = []
+    for start in range(0, s.o, step):
+        stop = min(s.o, start + step)
+        values = x.narrow(start, stop).build()
+        parts.append(_of_built(values, values if x is y else y.narrow(start, stop).build(), form))
+    return total_of(parts)
+
+
+def _of_built(x: Tensor, y: Tensor, form: Form) -> Tensor:
+    """Gram block of built gradients [n c *shape], [m d *shape]."""
+    if form == "trace":
+        return matrix_product(x.flatten(1), y.flatten(1))
+    x, y = (values.reshape(*values.shape[:2], math.prod(values.shape[2:])) for values in (x, y))
+    if form == "diagonal":
+        return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).permute(1, 2, 0)
+    return row_products(x, y)
