@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kinsight.graph import Use, output_shape, widen
+from kinsight.graph import Use
 from kinsight.layouts import Layout
+from kinsight.nodes import output_shape, widen
 
 
 @dataclass(frozen=True, eq=False)

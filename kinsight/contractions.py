@@ -184,8 +184,8 @@ def total_of(parts: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def chunks(n: int, bytes_per_sample: int, max_bytes: int = SCRATCH_BYTES) -> Iterator[slice]:
-    """Slices of 0..n whose scratch memory stays below a bound; one empty slice when n is 0."""
-    step = max(1, max_bytes // max(1, bytes_per_sample))
+def chunks(n: int, bytes_per_sample: int, max_bytes: int | None = None) -> Iterator[slice]:
+    """Slices of 0..n whose scratch memory stays below a bound, `SCRATCH_BYTES`; one empty slice when n is 0."""
+    step = max(1, (max_bytes or SCRATCH_BYTES) // max(1, bytes_per_sample))
     for start in range(0, max(n, 1), step):
         yield slice(start, min(start + step, n))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kinsight.contractions import in_float64
 from kinsight.gradients import Built, Gradients
-from kinsight.graph import widen
 from kinsight.layouts import sample_tags
+from kinsight.nodes import widen
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference allowed, in units of the sum were nothing to cancel. Honest errors: 1e-15, 1e-7, 1e-2, 1e-3."""

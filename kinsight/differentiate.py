@@ -12,7 +12,7 @@ import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,42 +24,21 @@ from kinsight.capture import LayerCapture
 from kinsight.company import refuse_mixed
 from kinsight.coverage import unexplained
 from kinsight.errors import (
-    IndependentOutputError,
     MixedSamplesError,
     ModelCallError,
-    ModelError,
     ShapeError,
     StochasticModelError,
     UncapturedParameterError,
 )
 from kinsight.generic import one_at_a_time, vmapped
 from kinsight.gradients import Gradients, add_uses
-from kinsight.graph import Graph, Use, find_uses, node_names, output_shape
-from kinsight.layouts import Layouts, find_layouts, output_gradients
+from kinsight.graph import Graph, Use
+from kinsight.nodes import node_names
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
 from kinsight.rules import RULES, apply_rule
-from kinsight.running import HIDDEN_BY_CHECKPOINT, call_model, check_finite, needs_company, untouched
+from kinsight.running import call_model, check_finite, needs_company, untouched
+from kinsight.trace import Check, Plan, Trace, Tracer
 from kinsight.weights import to_parameters
-
-Check = Literal["first", "always", "never"]
-
-
-@dataclass(eq=False)
-class _Plan:
-    """What was found out about one kind of batch."""
-
-    layouts: Layouts
-    reasons: dict[str, str]
-
-
-@dataclass(eq=False)
-class _Trace:
-    """One batch: its graph, gradients of each output at the nodes [c ...], the plan, whether that is yet unproved."""
-
-    graph: Graph
-    at_nodes: Mapping[Node, Tensor]
-    plan: _Plan
-    is_new: bool
 
 
 @dataclass(eq=False)
@@ -73,6 +52,8 @@ class Differentiator:
         fallback: whether parameters without a layer rule may take the generic paths.
         check: when the proof of coverage runs: on the first batch of each kind, always, or never.
         max_outputs: largest number of outputs that is differentiated one by one.
+        is_copy: whether the model is a copy made to prove another one.
+        routes: the route of each parameter so far.
     """
 
     model: nn.Module
@@ -81,14 +62,19 @@ class Differentiator:
     fallback: bool = True
     check: Check = "first"
     max_outputs: int = 32
+    is_copy: bool = False
     routes: dict[str, str] = field(default_factory=dict)
-    precision: torch.dtype = torch.float64
-    _plans: dict[tuple[object, ...], _Plan] = field(default_factory=dict)
-    _shared: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
-    _steady: dict[tuple[object, ...], tuple[frozenset[int], _Plan]] = field(default_factory=dict)
     _no_vmap: dict[str, str] = field(default_factory=dict)
     _needs_company: bool = False
     _n_batches: int = 0
+
+    def __post_init__(self) -> None:
+        self.trace = Tracer(self.parameters, list(self.model.parameters()), self.output.name, self.check)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest precision computed in so far."""
+        return self.trace.precision
 
     def __call__(self, batch: Batch, *, is_differentiable: bool = False) -> BatchGradients:
         """The gradients of one batch.
@@ -120,14 +106,15 @@ class Differentiator:
                 return self._in_company(batch, is_differentiable=is_differentiable)  # an axis squeezed away
             if len(batch) == 1 and needs_company(node_names(outputs)):
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            traced = self._trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
+            traced = self.trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
             graph, plan, is_new = traced.graph, traced.plan, traced.is_new
             gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
             if len(batch) == 1 and plan.reasons:  # of one sample anything may be an axis: with two, rules may apply
                 return self._in_company(batch, is_differentiable=is_differentiable)
             self._n_batches += 1
-            if is_new or (self.check != "never" and (is_due or graph.may_move_samples or plan.reasons)):
-                refuse_mixed(self.model, self.output, batch, outputs, graph.precision)
+            if is_new or (self.check != "never" and (is_due or not traced.is_steady or plan.reasons)):
+                is_brief = traced.is_steady and not is_new
+                refuse_mixed(self.model, self.output, batch, outputs, graph.precision, is_brief=is_brief)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
             self._refuse_uncaptured(generic, plan, is_differentiable=is_differentiable)
             if not is_new:
@@ -159,69 +146,9 @@ class Differentiator:
         check_finite(outputs, batch, "outputs")
         return outputs
 
-    def _graph(self, outputs: Tensor, shared: frozenset[int] = frozenset()) -> Graph:
-        chosen = {id(parameter): name for name, parameter in self.parameters.items()}
-        graph = find_uses(outputs, chosen, list(self.model.parameters()), shared)
-        if torch.finfo(graph.precision).eps > torch.finfo(self.precision).eps:
-            self.precision = graph.precision
-        if "CheckpointFunctionBackward" in graph.names:
-            raise ModelError(HIDDEN_BY_CHECKPOINT)
-        if not graph.leaves:
-            raise IndependentOutputError(
-                f"The output {self.output.name!r} depends on none of the {len(self.parameters)} chosen parameters "
-                f"({', '.join(map(repr, list(self.parameters)[:3]))}, ...): every gradient is zero and no similarity "
-                "is defined. Is the model run under no_grad, or its output detached? Else choose other parameters."
-            )
-        return graph
-
     # ------------------------------------------------------------------------------------------- plan and proof
 
-    def _trace(self, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> _Trace:
-        """The uses of the parameters in this batch, the output gradients there, and the plan for them.
-
-        Layouts are measured for every batch in whose graph rows may be moved by the data, and once for every structure
-        of a graph in which each node leaves them in place. One sample, or copies of one, prove nothing about batches of
-        several: they are of a kind of their own.
-
-        Where samples cannot be told apart and nothing but weights goes in, as in a table of positions looked up with
-        indices that all samples share, the node makes a weight: the use is looked for again above it.
-        """
-        n = outputs.shape[0]
-        graph = self._graph(outputs)
-        structure = (graph.structure, outputs.shape[1], are_copies)
-        is_steady = not graph.may_move_samples and self.check != "always"
-        if is_steady and structure in self._steady:
-            shared, plan = self._steady[structure]
-            graph = self._graph(outputs, shared) if shared else graph
-            at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
-            return _Trace(graph, at_nodes, plan, is_new=False)
-        plainly = graph.skeleton
-        if plainly in self._shared:
-            graph = self._graph(outputs, self._shared[plainly])
-        at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
-        kind = (*_kind(graph, outputs, n), are_copies)
-        if self.check == "never" and kind in self._plans:
-            return _Trace(graph, at_nodes, self._plans[kind], is_new=False)
-        layouts = find_layouts(outputs, graph.uses, at_nodes, graph.precision)
-        while shared := _made_of_weights(graph, layouts):
-            self._shared[plainly] = self._shared.get(plainly, frozenset()) | shared
-            graph = self._graph(outputs, self._shared[plainly])
-            nodes = [node for node in _nodes(graph) if node not in at_nodes]
-            at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
-            layouts = find_layouts(outputs, graph.uses, at_nodes, graph.precision)
-            kind = (*_kind(graph, outputs, n), are_copies)
-        places = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
-        known = self._plans.get((*kind, places))
-        if known is not None and self.check != "always":
-            if is_steady and layouts.is_settled:
-                self._steady[structure] = (self._shared.get(plainly, frozenset()), known)
-            return _Trace(graph, at_nodes, known, is_new=False)
-        plan = _Plan(layouts, {})
-        if layouts.is_settled:
-            self._plans[(*kind, places)] = self._plans[kind] = plan
-        return _Trace(graph, at_nodes, plan, is_new=self.check != "never")
-
-    def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], traced: _Trace) -> None:
+    def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], traced: Trace) -> None:
         """Compare with ordinary autograd; send what fails to slower paths; refuse what fails on all of them."""
         graph, plan = traced.graph, traced.plan
         leaves = {name: self.parameters[name] for name in graph.leaves}
@@ -251,7 +178,7 @@ class Differentiator:
             )
 
     def _prove_in_float32(
-        self, batch: Batch, gradients: dict[str, Gradients], traced: _Trace, *, is_differentiable: bool
+        self, batch: Batch, gradients: dict[str, Gradients], traced: Trace, *, is_differentiable: bool
     ) -> bool:
         """Prove a half-precision model on a float32 copy of it, where a fault does not hide in the rounding.
 
@@ -267,7 +194,7 @@ class Differentiator:
         single = self._on_finer_copy(batch, traced.graph.precision)
         if single is None:
             return False
-        theirs = next(reversed(single._plans.values())).layouts if single._plans else plan.layouts
+        theirs = next(reversed(single.trace.plans.values())).layouts if single.trace.plans else plan.layouts
         if len(theirs.found) == len(plan.layouts.found) and theirs.found != plan.layouts.found:
             plan.layouts.found = theirs.found
             plan.reasons.clear()
@@ -283,7 +210,7 @@ class Differentiator:
         None where there is none, or where the model cannot be copied, or converts to a precision of its own.
         """
         finer = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
-        if precision not in finer:
+        if precision not in finer or self.is_copy:
             return None
         try:
             copied = copy.deepcopy(self.model).to(finer[precision])
@@ -291,23 +218,25 @@ class Differentiator:
             return None
         named = dict(copied.named_parameters())
         parameters = {name: named[name] for name in self.parameters}
-        found = Differentiator(copied, self.output, parameters, fallback=self.fallback, max_outputs=self.max_outputs)
+        found = Differentiator(
+            copied, self.output, parameters, self.fallback, max_outputs=self.max_outputs, is_copy=True
+        )
         inputs = map_leaves(functools.partial(_converted, precision=finer[precision]), batch.inputs)
         targets = None if batch.targets is None else _converted(batch.targets, finer[precision])
         try:
             with torch.autocast(next(iter(parameters.values())).device.type, enabled=False):
                 found(Batch(inputs, batch.ids, targets))
-        except ModelCallError:  # converts to another precision inside
+        except ModelCallError:  # converts to another precision inside, and stumbles over it
             return None
-        return found
+        return found if found.precision == finer[precision] else None
 
     def _reasons(self) -> dict[str, str]:
         """Why parameters take a generic path, over all kinds of batches seen."""
-        return {name: reason for plan in self._plans.values() for name, reason in plan.reasons.items()}
+        return {name: reason for plan in self.trace.plans.values() for name, reason in plan.reasons.items()}
 
     # -------------------------------------------------------------------------------------------------- routes
 
-    def _from_rules(self, traced: _Trace, *, n: int, is_differentiable: bool) -> dict[str, Gradients]:
+    def _from_rules(self, traced: Trace, *, n: int, is_differentiable: bool) -> dict[str, Gradients]:
         """Gradients of the parameters all of whose uses have a rule and a layout."""
         graph, plan = traced.graph, traced.plan
         layouts = plan.layouts.for_batch(n)
@@ -338,7 +267,7 @@ class Differentiator:
                 found.setdefault(name, []).append(gradients)
         return {name: add_uses(parts) for name, parts in found.items()}
 
-    def _note_missing_rules(self, graph: Graph, plan: _Plan, layouts: Sequence[object]) -> None:
+    def _note_missing_rules(self, graph: Graph, plan: Plan, layouts: Sequence[object]) -> None:
         for use, layout in zip(graph.uses, layouts, strict=True):
             reason = ""
             if use.name not in RULES:
@@ -352,7 +281,7 @@ class Differentiator:
             if name not in used and name not in graph.idle:
                 plan.reasons.setdefault(name, "the output is made of it without any data")
 
-    def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], plan: _Plan) -> dict[str, Gradients]:
+    def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], plan: Plan) -> dict[str, Gradients]:
         if not parameters:
             return {}
         found: dict[str, Gradients] = {}
@@ -370,9 +299,7 @@ class Differentiator:
             found.update(one_at_a_time(self.model, batch, self.output, left))
         return found
 
-    def _refuse_uncaptured(
-        self, generic: Mapping[str, Tensor], plan: _Plan, *, is_differentiable: bool = False
-    ) -> None:
+    def _refuse_uncaptured(self, generic: Mapping[str, Tensor], plan: Plan, *, is_differentiable: bool = False) -> None:
         if not generic or (self.fallback and not is_differentiable):
             return
         total = sum(parameter.numel() for parameter in self.parameters.values())
@@ -384,7 +311,7 @@ class Differentiator:
             "(kinsight.rules.register_rule), or leave them out by name: parameters=lambda name: ..."
         )
 
-    def _report(self, gradients: Mapping[str, Gradients], graph: Graph, plan: _Plan) -> None:
+    def _report(self, gradients: Mapping[str, Gradients], graph: Graph, plan: Plan) -> None:
         """Remember the route of every parameter, the slowest one seen."""
         uses: dict[str, list[str]] = {}
         for use in graph.uses:
@@ -405,29 +332,3 @@ class Differentiator:
 
 def _converted(leaf: Any, precision: torch.dtype) -> Any:
     return leaf.to(precision) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
-    """Batches of one kind run the same operations on tensors that differ in size alone."""
-    uses = tuple(
-        (use.name, use.operand, use.parameters, len(shape := output_shape(use.node)), _position(shape, n))
-        for use in graph.uses
-    )
-    return (uses, outputs.shape[1], outputs.dtype, n == 1)
-
-
-def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
-    """For every axis, whether it holds exactly the samples, or several positions of each."""
-    return tuple(size == n for size in shape)
-
-
-def _nodes(graph: Graph) -> list[Node]:
-    """The nodes at which output gradients are wanted."""
-    wanted = (use.node for use in graph.uses if use.name in RULES or use.may_be_shared)
-    return list(dict.fromkeys(wanted))
-
-
-def _made_of_weights(graph: Graph, layouts: Layouts) -> frozenset[int]:
-    """Places of the nodes that make the same of weights for all samples."""
-    pairs = zip(graph.uses, layouts.found, strict=True)
-    return frozenset(use.place for use, layout in pairs if layout is None and use.may_be_shared)

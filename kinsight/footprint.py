@@ -40,7 +40,7 @@ class Footprint:
         room = max(max_bytes // 2, max_bytes - BUILT_BYTES)
         each = max(1.0, self.graph + self.captured)
         fits = int(room // each)
-        return min(MOST, n) if n <= fits else min(MOST, max(1, fits // 3))
+        return min(MOST, max(1, n)) if n <= fits else min(MOST, max(1, fits // 3))
 
     def is_eager(self, n: int, batch_size: int, max_bytes: int) -> bool:
         """Whether compact gradients of n samples can be kept, and those of a batch beside them."""
@@ -59,11 +59,10 @@ def measure(differentiate: Differentiator, batch: Batch) -> Footprint:
             held[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    run = batch[[0, 0]] if len(batch) == 1 else batch  # some models squeeze the axis of one sample away
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept_alive = differentiate.forward(batch)
-    graph = sum(held.values())
+        kept_alive = differentiate.forward(run)
+    graph = sum(held.values()) / len(run)
     del kept_alive
-    captured = gradients.n_bytes
-    compact = gradients.compact(is_eager=True).n_bytes
     n = len(batch)
-    return Footprint(graph / n, captured / n, compact / n)
+    return Footprint(graph, gradients.n_bytes / n, gradients.compact(is_eager=True).n_bytes / n)

@@ -37,8 +37,7 @@ def output_moves(
     The padding row of an embedding is a constant for autograd's backward pass and none for its forward mode: refused.
 
     Raises NotImplementedError there, and whatever `torch.func.jvp` raises where an operation has no forward-mode
-    derivative, as the fused weight
-    normalization: then take `BatchGradients.dot`.
+    derivative, as the fused weight normalization: then take `BatchGradients.dot`.
     """
 
     def outputs_at(values: dict[str, Tensor]) -> Tensor:

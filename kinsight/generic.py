@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 from kinsight.gradients import Built
-from kinsight.graph import widen
+from kinsight.nodes import widen
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.reference import per_sample_gradients
 from kinsight.running import fresh, untouched

@@ -9,14 +9,14 @@ a tied weight, a bare `nn.Parameter` or a module called twice cannot escape, whi
 
 from __future__ import annotations
 
-import functools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from kinsight.nodes import axis_of, children, children_first, description, is_leaf, output_shape, short_name
 
 RESHAPES = frozenset({"View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Alias", "ToCopy", "Clone"})
 """Nodes that keep a weight's elements in row-major order."""
@@ -74,10 +74,10 @@ class Graph:
         uses: every use of a chosen parameter, in a fixed order.
         leaves: the graph's leaf of each chosen parameter that the outputs depend on.
         idle: names of parameters with a use that got no rows, as an expert that no sample was sent to.
-        may_move_samples: whether rows may be gathered, sorted or routed: True unless every node is of a kind that
-            leaves samples where they are. A hint to look more often, not a guarantee.
         precision: the coarsest floating-point type any node computed in.
         names: names of the nodes.
+        order: all nodes, each after its children.
+        weights: the nodes that make weights, with the names of the parameters they are made of.
         structure: the graph's nodes, how they are connected, their sizes and whatever numbers they saved (axes,
             strides, windows): two graphs of the same structure do the same to tensors of the same sizes.
     """
@@ -85,47 +85,16 @@ class Graph:
     uses: tuple[Use, ...]
     leaves: Mapping[str, Node]
     idle: frozenset[str]
-    may_move_samples: bool
     precision: torch.dtype
     names: frozenset[str]
+    order: Sequence[Node]
+    weights: Mapping[Node, frozenset[str]]
     structure: tuple[tuple[tuple[object, ...], tuple[tuple[int, int], ...]], ...]
 
     @property
     def skeleton(self) -> tuple[object, ...]:
         """The names of the nodes and how they are connected, whatever their sizes."""
         return tuple((description[0], below) for description, below in self.structure)
-
-
-def short_name(node: Node) -> str:
-    """'AddmmBackward0' -> 'Addmm'. Functions of the user's own have no number at the end, and keep their whole name."""
-    name = node.name().rpartition("::")[2]
-    known = re.fullmatch(r"(.+)Backward\d+", name)
-    return known[1] if known else name
-
-
-def output_shape(node: Node, number: int = 0) -> tuple[int, ...]:
-    """Shape of a node's output in the forward pass."""
-    if is_leaf(node):
-        return tuple(node.variable.shape)  # type: ignore[attr-defined]
-    return tuple(node._input_metadata[number].shape)
-
-
-def is_leaf(node: Node) -> bool:
-    """Whether the node is a tensor that requires a gradient by itself."""
-    return hasattr(node, "variable")
-
-
-def widen(tensor: Tensor) -> Tensor:
-    """The tensor, dense, in float32 where it is in half precision."""
-    tensor = tensor.to_dense() if tensor.is_sparse else tensor
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def children(node: Node) -> Iterator[tuple[int, Node, int]]:
-    """(operand, child, the child's output number) of every differentiable input."""
-    for operand, (child, number) in enumerate(node.next_functions):
-        if child is not None:
-            yield operand, child, number
 
 
 @dataclass(eq=False)
@@ -150,29 +119,6 @@ class _Walk:
         if alone and (is_made or place in self.shared):
             return frozenset[str]().union(*(part for part in parts if part is not None))
         return None
-
-
-STEADY = RESHAPES | TRANSPOSES | frozenset(
-    {"Relu", "Tanh", "Sigmoid", "Gelu", "Silu", "Mish", "LeakyRelu", "Elu", "Hardtanh", "Hardswish", "Hardsigmoid",
-     "Softplus", "Threshold", "PreluKernel", "Softmax", "LogSoftmax", "Exp", "Log", "Sqrt", "Rsqrt", "Pow", "Abs",
-     "Neg", "Sin", "Cos", "Erf", "Clamp", "ClampMin", "ClampMax", "Where", "MaskedFill", "Add", "Sub", "Mul", "Div",
-     "Mean", "Sum", "Var", "Logsumexp", "Amax", "Convolution", "Embedding", "NativeBatchNorm", "NativeLayerNorm",
-     "NativeGroupNorm", "FusedRmsNorm", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AvgPool2D", "AvgPool3D",
-     "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "ConstantPadNd", "ReflectionPad1D", "ReflectionPad2D",
-     "ReplicationPad1D", "ReplicationPad2D", "Expand", "Repeat", "Slice", "Select", "Split", "SplitWithSizes", "Linear"}
-)  # fmt: skip
-"""Nodes that by themselves leave every sample where it is: where there are others, samples may be routed together."""
-
-PRODUCTS = frozenset({"Mm", "Addmm", "Bmm", "Mv"})
-"""Matrix products: steady when one side is a weight. A permutation matrix made from the data is not."""
-
-
-def _is_steady(node: Node, *, has_weight: bool) -> bool:
-    name = short_name(node)
-    if name == "Cat":
-        dim = _axis(node._saved_dim)  # type: ignore[attr-defined]
-        return dim not in (0, -len(output_shape(node)))
-    return name in STEADY or name.startswith(("ScaledDotProduct", "Upsample")) or (name in PRODUCTS and has_weight)
 
 
 def _coarser(precision: torch.dtype, node: Node) -> torch.dtype:
@@ -200,13 +146,13 @@ def find_uses(
     uses: list[Use] = []
     leaves: dict[str, Node] = {}
     names_seen: set[str] = set()
-    may_move_samples, precision = False, torch.float64
+    precision = torch.float64
     idle: set[str] = set()
     structure: list[tuple[tuple[object, ...], tuple[tuple[int, int], ...]]] = []
     places: dict[Node, int] = {}
-    for place, node in enumerate(_children_first(outputs.grad_fn)):
+    for place, node in enumerate(children_first(outputs.grad_fn)):
         places[node] = place
-        structure.append((_description(node), tuple((places[child], number) for _, child, number in children(node))))
+        structure.append((description(node), tuple((places[child], number) for _, child, number in children(node))))
         weight = walk.below[node] = walk.weight_of(node, place)
         precision = _coarser(precision, node)
         if is_leaf(node):
@@ -216,53 +162,16 @@ def find_uses(
         names_seen.add(short_name(node))
         if weight is None:
             are_weights = [walk.below[child] is not None for _, child, _ in children(node)]
-            may_move_samples = may_move_samples or not _is_steady(node, has_weight=any(are_weights))
             for operand, child, number in children(node):
                 names = walk.below[child]
                 if names and 0 in output_shape(node):
                     idle.update(names)
                 elif names:
                     uses.append(Use(node, operand, (child, number), tuple(sorted(names)), place, all(are_weights)))
+    weights = {node: made for node, made in walk.below.items() if made is not None}
     return Graph(
-        tuple(uses), leaves, frozenset(idle), may_move_samples, precision, frozenset(names_seen), tuple(structure)
+        tuple(uses), leaves, frozenset(idle), precision, frozenset(names_seen), list(places), weights, tuple(structure)
     )
-
-
-@functools.cache
-def _saved_names(kind: type[Node], name: str) -> tuple[str, ...]:
-    return tuple(each for each in dir(kind) if each.startswith("_saved_"))
-
-
-def _description(node: Node) -> tuple[object, ...]:
-    """What a node does, but for the data: its name, its sizes, and the numbers it saved."""
-    if is_leaf(node):
-        return ("leaf", tuple(node.variable.shape))  # type: ignore[attr-defined]
-    sizes = tuple(tuple(each.shape) for each in node._input_metadata)
-    saved = (getattr(node, name) for name in _saved_names(type(node), node.name()))
-    return (node.name(), sizes, tuple(value for value in saved if isinstance(value, PLAIN)))
-
-
-PLAIN = (bool, int, float, str, tuple, type(None))
-"""Types of saved values that say what a node does, not to what."""
-
-
-def node_names(outputs: Tensor) -> frozenset[str]:
-    """Names of the nodes in the graph that made `outputs`."""
-    return frozenset(short_name(node) for node in _children_first(outputs.grad_fn))
-
-
-def _children_first(root: Node | None) -> Iterator[Node]:
-    """Every node below the root, each after all of its children, in an order that only the model decides."""
-    seen: set[Node] = set()
-    stack: list[tuple[Node, bool]] = [(root, False)] if root is not None else []
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            yield node
-        elif node not in seen:
-            seen.add(node)
-            stack.append((node, True))
-            stack.extend((child, False) for _, child, _ in children(node) if child not in seen)
 
 
 def weight_chain(use: Use) -> list[tuple[Node, int]]:
@@ -301,16 +210,11 @@ def chain_order(chain: Sequence[tuple[Node, int]]) -> str | None:
 
 
 def _apply_view(node: Node, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    name = short_name(node)
+    name, n_axes = short_name(node), index.dim()
     if name == "T":
         return index.t()
     if name == "Transpose":
-        return index.transpose(_axis(node._saved_dim0), _axis(node._saved_dim1))  # type: ignore[attr-defined]
+        return index.transpose(axis_of(node._saved_dim0, n_axes), axis_of(node._saved_dim1, n_axes))  # type: ignore[attr-defined]
     if name == "Permute":
-        return index.permute([_axis(dim) for dim in node._saved_dims])  # type: ignore[attr-defined]
+        return index.permute([axis_of(dim, n_axes) for dim in node._saved_dims])  # type: ignore[attr-defined]
     return index.reshape(shape)
-
-
-def _axis(dim: int) -> int:
-    """A saved axis as a signed number: autograd saves negative ones as unsigned 64-bit."""
-    return dim - 2**64 if dim >= 2**63 else dim

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
 from kinsight.contractions import in_float64
-from kinsight.differentiate import Check, Differentiator
+from kinsight.differentiate import Differentiator
 from kinsight.errors import (
     EmptyDataError,
     InputError,
@@ -28,6 +28,7 @@ from kinsight.parameters import choose_parameters
 from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
+from kinsight.trace import Check
 from kinsight.unit_gradients import UnitGradients
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from kinsight.contractions import norm_over
-from kinsight.graph import Use, output_shape, widen
+from kinsight.graph import Use
+from kinsight.nodes import output_shape, widen
+from kinsight.steady import Place
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ NOISE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.
 
 
 def find_layouts(
-    outputs: Tensor, uses: Sequence[Use], at_nodes: Mapping[Node, Tensor], precision: torch.dtype
+    outputs: Tensor,
+    uses: Sequence[Use],
+    at_nodes: Mapping[Node, Tensor],
+    precision: torch.dtype,
+    places: Mapping[Node, Place] | None = None,
 ) -> Layouts:
     """Measure where the samples lie in the output of every use, from one more backward pass.
 
@@ -114,6 +120,8 @@ def find_layouts(
         uses: of the parameters.
         at_nodes: gradients of each output at the nodes, [c ...].
         precision: the coarsest any part of the model computes in.
+        places: where samples lie in the outputs of nodes, as far as the graph alone says so. It decides where gradients
+            are zero in so many places that several layouts fit.
     """
     n, c = outputs.shape
     generator = torch.Generator().manual_seed(0)
@@ -129,8 +137,12 @@ def find_layouts(
     layouts = Layouts()
     for use in uses:
         fit = fits.get(use.node)
-        layouts.found.append(Layout(0, n) if fit is None else fit.best)  # no gradient there: it adds nothing
-        layouts.is_settled = layouts.is_settled and (fit is None or fit.is_settled)
+        if fit is None:  # no gradient there: it adds nothing
+            layouts.found.append(Layout(0, n))
+            continue
+        followed = None if places is None or use.node not in places else fit.at(places[use.node])
+        layouts.found.append(followed or fit.best)
+        layouts.is_settled = layouts.is_settled and (followed is not None or fit.is_settled)
     return layouts
 
 
@@ -161,6 +173,13 @@ class _Fit:
     def best(self) -> Layout | None:
         """The layout that fits best; None where none does."""
         return min(self.errors, key=lambda layout: self.errors[layout], default=None)
+
+    def at(self, place: Place) -> Layout | None:
+        """The layout of a place, if it fits."""
+        size = self.shape[place.axis]
+        layout = Layout(place.axis, self.n, is_major=place.before == 1)
+        is_simple = place.before == 1 or place.before * self.n == size
+        return layout if is_simple and layout in self.errors else None
 
     def narrow(self, one: Tensor, tagged: Tensor | None, tags: Tensor, precision: torch.dtype) -> None:
         """Drop the layouts that a tagged pass contradicts for any sample.

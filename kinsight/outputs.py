@@ -249,9 +249,9 @@ def evaluate(output: OutputFunction, returned: Any, targets: Tensor | None, n: i
     """
     try:
         values = output(returned, targets)
-    except KinsightError:
+    except (KinsightError, NotImplementedError):  # the latter: no forward-mode derivative
         raise
-    except (IndexError, KeyError, AttributeError, TypeError) as error:
+    except (IndexError, KeyError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise SampleTypeError(
             f"output {output.name!r} raised {type(error).__name__} on what the model returned, a "
             f"{type(returned).__name__}: {error}."

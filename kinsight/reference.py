@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks
-from kinsight.graph import node_names, widen
+from kinsight.nodes import node_names, widen
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.running import call_model, needs_company, untouched
 from kinsight.samples import Batch

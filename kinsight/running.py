@@ -7,6 +7,8 @@ import copy
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -32,8 +34,9 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
     """
     refuse_training_mode(model)
     refuse_rewritten_tables(model)
-    versions = [(name, parameter, parameter._version) for name, parameter in parameters.items()]
-    before = {name: _fingerprint(parameter) for name, parameter in parameters.items() if is_watched}
+    everything = dict(model.named_parameters())
+    versions = {name: parameter._version for name, parameter in everything.items()}
+    before = {name: _fingerprint(parameter) for name, parameter in everything.items() if is_watched}
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     attributes = _attributes(model)
@@ -62,8 +65,11 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
             "The forward pass drew random numbers, so the output for a sample is a different function at every call "
             "and has no gradient of its own. Turn the noise off (model.eval() does for dropout)."
         )
-    rewritten = [name for name, parameter, version in versions if parameter._version != version]
-    rewritten += [n for n, value in before.items() if n not in rewritten and _fingerprint(parameters[n]) != value]
+    rewritten = [
+        name
+        for name, parameter in everything.items()
+        if parameter._version != versions[name] or (is_watched and _fingerprint(parameter) != before[name])
+    ]
     if rewritten:
         raise ModelError(
             f"The forward pass wrote into {len(rewritten)} of the model's parameters: {rewritten[:3]}. Their "
@@ -74,38 +80,93 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
         raise mixed
 
 
-def _fingerprint(parameter: Tensor) -> tuple[int, int]:
-    """Where a parameter lies, and the sum of its bits as integers."""
+def _fingerprint(parameter: Tensor) -> tuple[int, ...]:
+    """Where a parameter lies, and sums of its bits as integers: all, every second and third, the first half."""
     values = parameter.detach()
     integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(values.element_size())
     if values.layout != torch.strided or integers is None or not values.numel():
-        return 0, 0
-    return values.data_ptr(), int(values.reshape(-1).view(integers).sum())
+        return (0,)
+    bits = values.reshape(-1).view(integers)
+    parts = (bits, bits[::2], bits[::3], bits[: len(bits) // 2])
+    return (values.data_ptr(), *(int(part.sum()) for part in parts))
 
 
 Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
 
 
-def _attributes(model: nn.Module) -> list[tuple[Container, Container]]:
-    """What every module holds, with what its containers hold: what a forward pass could rebind or add to."""
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A tensor that a module holds, neither parameter nor buffer, as it was: a cache of keys, a table of prototypes."""
+
+    tensor: Tensor
+    version: int
+    requires_grad: bool
+    values: Tensor
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Held:
+        return _Held(tensor, tensor._version, tensor.requires_grad, tensor.detach().clone())
+
+    def restore(self) -> None:
+        if self.tensor._version == self.version:
+            return
+        if self.tensor.grad_fn is not None or self.tensor.requires_grad != self.requires_grad:
+            self.tensor.detach_().requires_grad_(self.requires_grad)
+        with torch.no_grad():
+            self.tensor.copy_(self.values)
+
+
+def _attributes(model: nn.Module) -> tuple[list[tuple[Container, Container]], list[_Held]]:
+    """What every module holds, with what its containers and plain objects hold: what a forward pass could change."""
     held: list[tuple[Container, Container]] = []
+    tensors: list[_Held] = []
+    known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     seen: set[int] = set()
 
-    def hold(container: Container) -> None:
+    def look_at(value: Any, depth: int) -> None:
+        if isinstance(value, Tensor):
+            if id(value) not in known and id(value) not in seen and value.layout == torch.strided:
+                seen.add(id(value))
+                tensors.append(_Held.of(value))
+        elif isinstance(value, dict | list | set | deque):
+            hold(value, depth)
+        elif isinstance(value, tuple):
+            for part in value:
+                look_at(part, depth)
+        elif depth < _DEPTH and _is_plain(value):
+            hold(vars(value), depth + 1)
+
+    def hold(container: Container, depth: int) -> None:
         if id(container) in seen:
             return
         seen.add(id(container))
         held.append((container, copy.copy(container)))
-        for value in container.values() if isinstance(container, dict) else container:
-            if isinstance(value, dict | list | set | deque):
-                hold(value)
+        for value in list(container.values() if isinstance(container, dict) else container):
+            look_at(value, depth)
 
     for module in model.modules():
-        hold(module.__dict__)
-    return held
+        hold(module.__dict__, 0)
+    return held, tensors
 
 
-def _restore_attributes(held: list[tuple[Container, Container]]) -> None:
+_DEPTH = 2
+"""How many objects deep state is looked for that a forward pass might change."""
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is an object of a class of the user's own, with attributes."""
+    kind = type(value)
+    if (
+        isinstance(value, nn.Module | type | ModuleType)
+        or callable(value)
+        or not isinstance(getattr(value, "__dict__", None), dict)
+    ):
+        return False
+    return kind.__module__.partition(".")[0] not in {"builtins", "torch", "typing", "enum", "numpy"}
+
+
+def _restore_attributes(attributes: tuple[list[tuple[Container, Container]], list[_Held]]) -> None:
+    held, tensors = attributes
     for container, before in held:
         if isinstance(container, dict) and isinstance(before, dict):
             if len(container) != len(before) or any(container.get(k, held) is not v for k, v in before.items()):
@@ -117,6 +178,8 @@ def _restore_attributes(held: list[tuple[Container, Container]]) -> None:
                 container.update(before)
             else:
                 container.extend(before)  # type: ignore[union-attr]
+    for each in tensors:
+        each.restore()
 
 
 def refuse_rewritten_tables(model: nn.Module) -> None:
@@ -221,8 +284,12 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
                 return model(**inputs)
             return model(inputs)
     except UserWarning as warning:
+        if "None of the inputs have requires_grad" not in str(warning):
+            raise
         raise ModelError(HIDDEN_BY_CHECKPOINT) from warning
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+    except (
+        RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError
+    ) as error:  # fmt: skip
         raise ModelCallError(
             f"The model {type(model).__name__} raised {type(error).__name__} on a batch of {describe_inputs(inputs)}: "
             f"{error}. A tensor is passed as it is, a tuple as positional arguments, a dict as keywords; samples lie "

@@ -121,8 +121,8 @@ def pair_blocks(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, block) for every pair of batches of two sources."""
     if rows.is_one and columns.is_one:
-        row, column = next(iter(rows)), next(iter(columns))
-        yield row.places, column.places, combine(row.content, column.content)
+        for row, column in zip(rows, columns, strict=False):
+            yield row.places, column.places, combine(row.content, column.content)
         return
     for group in rows.groups(max_bytes):
         for column in columns:
@@ -150,8 +150,8 @@ def symmetric_pair_blocks(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, block) for every pair of batches of one source; half of the blocks are mirrored, not computed."""
     if rows.is_one:
-        row = next(iter(rows))
-        yield row.places, row.places, combine(row.content, row.content)
+        for row in rows:
+            yield row.places, row.places, combine(row.content, row.content)
         return
     for group in rows.groups(max_bytes):
         for place, row in enumerate(group):

@@ -110,15 +110,15 @@ def test_outputs_that_do_not_depend_on_parameters() -> None:
 
 def test_models_that_refuse_their_inputs() -> None:
     kernel = GradientKernel(linear())
-    with pytest.raises(ModelCallError, match=r"The model Linear raised RuntimeError on a batch of float32 \[2 5\]"):
+    with pytest.raises(ModelCallError, match=r"The model Linear raised RuntimeError on a batch of float32 \[4 5\]"):
         kernel(torch.ones(4, 5))
     with pytest.raises(
-        ModelCallError, match=r"raised TypeError on a batch of \{pixels: float32 \[2 3\]\}.*as keywords"
+        ModelCallError, match=r"raised TypeError on a batch of \{pixels: float32 \[4 3\]\}.*as keywords"
     ):
         kernel({"pixels": X})
-    with pytest.raises(ModelCallError, match=r"\(float32 \[2 3\], float32 \[2 3\]\).*positional"):
+    with pytest.raises(ModelCallError, match=r"\(float32 \[4 3\], float32 \[4 3\]\).*positional"):
         kernel((X, X))
-    with pytest.raises(ModelCallError, match=r"float64 \[2 3\]"):
+    with pytest.raises(ModelCallError, match=r"float64 \[4 3\]"):
         kernel(X.double())
 
 
@@ -152,7 +152,7 @@ def test_models_that_mix_samples() -> None:
     GradientKernel(batch_norm.eval())(x)
     no_statistics = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)).eval()
     for model in (no_statistics, BatchStatistics()):
-        with pytest.raises(MixedSamplesError, match=r"differs by .* between a batch of 2 and one of 2"):
+        with pytest.raises(MixedSamplesError, match=r"differs by .* between a batch of 4 and one of 2"):
             GradientKernel(model)(x)
     with pytest.raises(MixedSamplesError, match="do not add up"):
         GradientKernel(SecretlyMixed())(x)
@@ -202,7 +202,7 @@ def test_outputs_of_a_wrong_shape_or_kind() -> None:
         assert GradientKernel(dense, outputs.pooled(over)).outputs(images).shape == (2, 2)
     with pytest.raises(ShapeError, match=r"has no positions"):
         GradientKernel(linear(), "pooled")(X)
-    with pytest.raises(ShapeError, match=r"\[3 2\].*axis 0 must be the samples"):
+    with pytest.raises(ShapeError, match=r"\[3 4\].*axis 0 must be the samples"):
         GradientKernel(linear(3), lambda returned: returned.T)(X)
     with pytest.raises(ShapeError, match=r"torch.int64: only real floating-point"):
         GradientKernel(linear(), lambda returned: returned.argmax(1))(X)
@@ -253,7 +253,7 @@ def test_losses_need_targets() -> None:
         gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, list(model.parameters()))]))
     truth = torch.stack(gradients) @ torch.stack(gradients).T
     assert torch.allclose(found, truth, rtol=1e-12)
-    with pytest.raises(ShapeError, match=r"returned \[2 2\] and the targets are \[2\]"):
+    with pytest.raises(ShapeError, match=r"returned \[4 2\] and the targets are \[4\]"):
         GradientKernel(linear(), outputs.loss("mse"))(Batch(X, targets=torch.ones(4)))
     assert GradientKernel(linear(), outputs.loss("mse"))(Batch(X, targets=torch.ones(4, 2))).shape == (4, 4)
     own = outputs.loss(lambda returned, t: (returned[:, 0] - t) ** 2)

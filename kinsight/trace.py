@@ -1,0 +1,179 @@
+"""From a batch's outputs to the uses of the parameters, the output gradients there, and where each sample lies in them.
+
+What was found out about one kind of batch is remembered for the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+from kinsight.errors import IndependentOutputError, ModelError
+from kinsight.graph import Graph, find_uses
+from kinsight.layouts import Layouts, find_layouts, output_gradients
+from kinsight.nodes import output_shape
+from kinsight.rules import RULES
+from kinsight.running import HIDDEN_BY_CHECKPOINT
+from kinsight.steady import Place, follow_samples
+
+Check = Literal["first", "always", "never"]
+"""When what was found out is proved: on the first batch of each kind, on every batch, on none."""
+
+
+@dataclass(eq=False)
+class Plan:
+    """What was found out about one kind of batch.
+
+    Args:
+        layouts: where the samples lie at each use.
+        reasons: why parameters take a generic path, by name.
+    """
+
+    layouts: Layouts
+    reasons: dict[str, str]
+
+
+@dataclass(eq=False)
+class Trace:
+    """One batch.
+
+    Args:
+        graph: of its outputs.
+        at_nodes: gradients of each output at the nodes, [c ...].
+        plan: for this kind of batch.
+        is_new: whether the plan is yet to be proved.
+        is_steady: whether the graph says that no sample moves, whatever the data.
+    """
+
+    graph: Graph
+    at_nodes: Mapping[Node, Tensor]
+    plan: Plan
+    is_new: bool
+    is_steady: bool
+
+
+_MOST_STRUCTURES = 256
+"""Structures of graphs that are remembered: data of ever new lengths must not fill the memory."""
+
+
+@dataclass(eq=False)
+class Tracer:
+    """Traces batches.
+
+    Args:
+        parameters: name -> chosen parameter.
+        all_parameters: all the model's parameters, chosen or not.
+        output_name: what messages call the outputs.
+        check: when plans are proved.
+        plans: what is known, by kind of batch.
+        steady: what is known of graphs that say by themselves where samples lie, by their structure.
+        shared: places of the nodes that make the same of weights for all samples, by the graph's skeleton.
+        precision: the coarsest computed in so far.
+    """
+
+    parameters: Mapping[str, Tensor]
+    all_parameters: Sequence[Tensor]
+    output_name: str
+    check: Check = "first"
+    plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
+    steady: dict[tuple[object, ...], tuple[frozenset[int], Plan]] = field(default_factory=dict)
+    shared: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
+    precision: torch.dtype = torch.float64
+
+    def _graph(self, outputs: Tensor, shared: frozenset[int] = frozenset()) -> Graph:
+        chosen = {id(parameter): name for name, parameter in self.parameters.items()}
+        graph = find_uses(outputs, chosen, self.all_parameters, shared)
+        if torch.finfo(graph.precision).eps > torch.finfo(self.precision).eps:
+            self.precision = graph.precision
+        if "CheckpointFunctionBackward" in graph.names:
+            raise ModelError(HIDDEN_BY_CHECKPOINT)
+        if not graph.leaves:
+            raise IndependentOutputError(
+                f"The output {self.output_name!r} depends on none of the {len(self.parameters)} chosen parameters "
+                f"({', '.join(map(repr, list(self.parameters)[:3]))}, ...): every gradient is zero and no similarity "
+                "is defined. Is the model run under no_grad, or its output detached? Else choose other parameters."
+            )
+        return graph
+
+    def __call__(self, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> Trace:
+        """The uses of the parameters in this batch, the output gradients there, and the plan for them.
+
+        Layouts are measured for every batch in whose graph rows may be moved by the data, and once for every structure
+        of a graph in which each node leaves them in place. One sample, or copies of one, prove nothing about batches of
+        several: they are of a kind of their own.
+
+        Where samples cannot be told apart and nothing but weights goes in, as in a table of positions looked up with
+        indices that all samples share, the node makes a weight: the use is looked for again above it.
+        """
+        n = outputs.shape[0]
+        graph = self._graph(outputs)
+        structure = (graph.structure, outputs.shape[1], are_copies)
+        if structure in self.steady and self.check != "always":
+            shared, plan = self.steady[structure]
+            graph = self._graph(outputs, shared) if shared else graph
+            at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
+            return Trace(graph, at_nodes, plan, is_new=False, is_steady=True)
+        plainly = graph.skeleton
+        if plainly in self.shared:
+            graph = self._graph(outputs, self.shared[plainly])
+        at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
+        kind = (*_kind(graph, outputs, n), are_copies)
+        if self.check == "never" and kind in self.plans:
+            return Trace(graph, at_nodes, self.plans[kind], is_new=False, is_steady=True)
+        layouts, places = _measured(outputs, graph, at_nodes)
+        while shared := _made_of_weights(graph, layouts):
+            self.shared[plainly] = self.shared.get(plainly, frozenset()) | shared
+            graph = self._graph(outputs, self.shared[plainly])
+            nodes = [node for node in _nodes(graph) if node not in at_nodes]
+            at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
+            layouts, places = _measured(outputs, graph, at_nodes)
+            kind = (*_kind(graph, outputs, n), are_copies)
+        found = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
+        known = self.plans.get((*kind, found))
+        is_known = known is not None and self.check != "always"
+        plan = known if known is not None and is_known else Plan(layouts, {})
+        is_steady = places is not None
+        if layouts.is_settled:
+            self.plans[(*kind, found)] = self.plans[kind] = plan
+            if is_steady and len(self.steady) < _MOST_STRUCTURES:
+                self.steady[structure] = (self.shared.get(plainly, frozenset()), plan)
+        return Trace(graph, at_nodes, plan, is_new=not is_known and self.check != "never", is_steady=is_steady)
+
+
+def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
+    """Batches of one kind run the same operations on tensors that differ in size alone."""
+    uses = tuple(
+        (use.name, use.operand, use.parameters, len(shape := output_shape(use.node)), _position(shape, n))
+        for use in graph.uses
+    )
+    return (uses, outputs.shape[1], outputs.dtype, n == 1)
+
+
+def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
+    """For every axis, whether it holds exactly the samples, or several positions of each."""
+    return tuple(size == n for size in shape)
+
+
+def _measured(
+    outputs: Tensor, graph: Graph, at_nodes: Mapping[Node, Tensor]
+) -> tuple[Layouts, dict[Node, Place] | None]:
+    """Layouts at the uses, and the places of samples at all nodes where the graph alone tells them."""
+    places = follow_samples(outputs.shape[0], graph.weights, graph.order)
+    return find_layouts(outputs, graph.uses, at_nodes, graph.precision, places), places
+
+
+def _nodes(graph: Graph) -> list[Node]:
+    """The nodes at which output gradients are wanted."""
+    wanted = (use.node for use in graph.uses if use.name in RULES or use.may_be_shared)
+    return list(dict.fromkeys(wanted))
+
+
+def _made_of_weights(graph: Graph, layouts: Layouts) -> frozenset[int]:
+    """Places of the nodes that make the same of weights for all samples."""
+    pairs = zip(graph.uses, layouts.found, strict=True)
+    return frozenset(use.place for use, layout in pairs if layout is None and use.may_be_shared)

@@ -1,0 +1,355 @@
+"""Models that do what no model should, and how none of them gets a wrong number in silence."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kinsight
+from kinsight import reference
+from kinsight.errors import ModelCallError, ModelError, SampleTypeError
+from kinsight.kernel import GradientKernel
+from kinsight.samples import as_batch
+from tests.test_engine import EXACT, error
+
+
+def truth(kernel: GradientKernel, x: Tensor) -> dict[str, Tensor]:
+    gradients = reference.per_sample_gradients(kernel.model, as_batch(x), kernel.output, kernel.parameters)
+    return {
+        "kernel": reference.kernel(gradients, gradients),
+        "similarity": reference.similarity(gradients, gradients),
+    }
+
+
+class Sorted(nn.Module):
+    """Sorts its batch by length, and sorts back; the first input is the length, the second a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = x[:, 0].argsort(stable=True)
+        h = torch.tanh(self.body(x[order]))
+        return self.head(h)[order.argsort()] * x[:, 1:2]
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
+def test_two_samples_of_small_gradient_that_change_places_are_seen(dtype: torch.dtype, gate: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 5, dtype=dtype)
+    x[:, 0], x[:, 1] = torch.arange(8), 1.0
+    x[6:, 1] = gate
+    kernel = GradientKernel(Sorted().to(dtype))
+    kernel(x)
+    assert kernel.routes["body.weight"].startswith("rule")
+    moved = x.clone()
+    moved[6, 0], moved[7, 0] = 7, 6
+    assert error(kernel.similarity(moved), truth(kernel, moved)["similarity"]) < 1e-4
+
+
+def test_two_of_many_samples_that_change_places_are_seen() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 5)
+    x[:, 0], x[:, 1] = torch.arange(256), 1.0
+    kernel = GradientKernel(Sorted())
+    kernel(x)
+    for a, b in ((173, 36), (60, 121), (32, 102)):
+        moved = x.clone()
+        moved[a, 0], moved[b, 0] = x[b, 0], x[a, 0]
+        assert error(kernel.similarity(moved), truth(kernel, moved)["similarity"]) < 1e-4
+
+
+class TimeFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.attention, self.head = nn.Linear(3, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inputs(x).transpose(0, 1)
+        return self.head(self.attention(h, h, h, need_weights=False)[0][0]) * x[:, 0, :1].exp()
+
+
+@pytest.mark.parametrize("n", [5, 6])
+def test_half_precision_takes_over_the_layouts_of_a_float32_copy(n: int) -> None:
+    torch.manual_seed(2)
+    x = torch.randn(n, 5, 3)
+    x[1, 0, 0] = 5.5  # one sample's gradient is some 250 times the others'
+    model = TimeFirst().eval()
+    exact = truth(GradientKernel(model), x)["similarity"]
+    found = GradientKernel(model.bfloat16()).similarity(x.bfloat16())
+    assert error(found, exact) < 0.05
+
+
+class Autocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.body(x)
+
+
+def test_ranks_follow_the_precision_that_is_computed_in() -> None:
+    torch.manual_seed(0)
+    model, x = Autocast(), torch.randn(6, 5)
+    kernel = GradientKernel(model, "centered_logits")
+    assert kernel.ranks(x).tolist() == [2] * 6
+    assert float(kernel.influence(x).abs().max()) < 10
+
+
+class NamedAsTorch:
+    """A function of the user's own whose node is called LinearBackward."""
+
+    class Linear(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+            ctx.save_for_backward(x, weight)
+            return x @ weight.T
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+            x, weight = ctx.saved_tensors
+            return gradient @ weight, gradient.T @ x
+
+
+class UsesIt(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return NamedAsTorch.Linear.apply(x, self.weight)
+
+
+class Regrouped(nn.Module):
+    """One kernel in a full and in a depthwise convolution, one table looked up and multiplied in groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel, self.table = nn.Parameter(torch.randn(4, 1, 3)), nn.Parameter(torch.randn(6, 4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.conv1d(x, self.kernel, padding=1)
+        h = torch.tanh(nn.functional.conv1d(h, self.kernel, padding=1, groups=4)).mean(2)
+        looked_up = nn.functional.embedding((x[:, 0, :2] > 0).long(), self.table).mean(1)
+        grouped = torch.bmm(self.table.view(2, 3, 4), torch.stack([h, h]).transpose(1, 2)).mean(1).T
+        return self.head(torch.tanh(h + looked_up)) + grouped
+
+
+@pytest.mark.parametrize(("make", "shape"), [(UsesIt, (5,)), (Regrouped, (1, 7))])
+def test_unusual_uses_are_exact(make: type[nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, *shape, dtype=torch.float64)
+    kernel = GradientKernel(make().double())
+    exact = truth(kernel, x)
+    assert error(kernel(x), exact["kernel"]) < EXACT
+    assert error(kernel.similarity(x), exact["similarity"]) < EXACT
+
+
+def test_a_batch_of_one_takes_the_rules_of_several() -> None:
+    torch.manual_seed(0)
+    model = nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3)).double().eval()
+    x = torch.randn(5, 5, dtype=torch.float64)
+    kernel = GradientKernel(model, batch_size=2)
+    assert error(kernel(x), truth(kernel, x)["kernel"]) < EXACT
+    assert all(route.startswith("rule") for route in kernel.routes.values()), kernel.routes
+
+
+class Squeezed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.body(x)).squeeze()
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_outputs_squeezed_to_nothing(n: int) -> None:
+    x = torch.randn(n, 5, dtype=torch.float64)
+    whole = GradientKernel(Squeezed().double())
+    features = torch.cat([x, torch.ones(n, 1, dtype=x.dtype)], dim=1)
+    slopes = 1 - torch.tanh(whole.model.body(x)).detach().square()
+    expected = (features @ features.T) * (slopes @ slopes.T)
+    assert error(GradientKernel(whole.model, batch_size=2)(x), expected) < EXACT
+    assert error(whole(x), expected) < EXACT
+
+
+class Shifted(nn.Module):
+    """Attention over features far from zero: in float32 gradients of the keys are rounding, not mixing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + 1e3
+        weights = torch.softmax(1e-4 * (self.q(x) @ self.k(x).transpose(1, 2)), dim=-1)
+        return self.head((weights @ x).mean(1))
+
+
+def test_rounding_is_not_taken_for_mixing() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 4)
+    kernel = GradientKernel(Shifted())
+    found = kernel(x)
+    kernel.model.double()
+    assert error(found, truth(GradientKernel(kernel.model), x.double())["kernel"]) < 2e-4
+
+
+class Writes(nn.Module):
+    """Changes what it holds: a frozen parameter, a plain tensor, an object, a list in a tuple."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 2)
+        self.prototype = nn.Parameter(torch.zeros(2), requires_grad=False)
+        self.cache = torch.zeros(4, 2)
+        self.counter = Counter()
+        self.history: tuple[list[int]] = ([],)
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        if self.what == "frozen":
+            self.prototype.mul_(0.9).add_(0.1 * y.detach().mean(0))
+        elif self.what == "cache":
+            self.cache[: len(x)] = y[:4]
+        else:
+            self.counter.calls += 1
+            self.history[0].append(len(x))
+        return y
+
+
+class Counter:
+    calls = 0
+
+
+def test_a_frozen_parameter_that_is_written_is_noticed() -> None:
+    with pytest.raises(ModelError, match=r"wrote into 1 of the model's parameters: \['prototype'\]"):
+        GradientKernel(Writes("frozen"))(torch.randn(4, 5))
+
+
+def test_plain_tensors_and_objects_come_back_as_they_were() -> None:
+    model = Writes("cache")
+    GradientKernel(model)(torch.randn(4, 5))
+    assert not model.cache.any()
+    assert not model.cache.requires_grad
+    model = Writes("objects")
+    GradientKernel(model)(torch.randn(4, 5))
+    assert model.counter.calls == 0
+    assert model.history == ([],)
+
+
+class Fails(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == 6, "bad size"
+        return self.body(x)
+
+
+def test_assertions_in_models_and_output_functions() -> None:
+    with pytest.raises(ModelCallError, match=r"Fails raised AssertionError on a batch of float32 \[3 5\]: bad size"):
+        GradientKernel(Fails())(torch.randn(3, 5))
+    with pytest.raises(SampleTypeError, match=r"raised RuntimeError on what the model returned, a Tensor: shape"):
+        GradientKernel(nn.Linear(5, 2), lambda returned: returned.view(3, 7))(torch.randn(3, 5))
+
+
+class LoopsByData(nn.Module):
+    """A number of steps that depends on the data stands before a weight that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.body, self.head = nn.Embedding(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("order", torch.tensor([[2, 0, 1]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        for _ in range(int((x[:, 0, 0] > 0).all()) * 3):
+            h = torch.sin(h) + 0.1
+        return self.head(torch.tanh(h + self.places(self.order)).mean(1))
+
+
+def test_shared_weights_are_found_wherever_they_are_in_the_graph() -> None:
+    torch.manual_seed(0)
+    kernel = GradientKernel(LoopsByData().double())
+    x = torch.randn(4, 3, 4, dtype=torch.float64)
+    for sign in (-1, 1, -1):
+        x[:, 0, 0] = sign
+        assert error(kernel(x), truth(kernel, x)["kernel"]) < EXACT
+    assert all(route.startswith("rule") for route in kernel.routes.values()), kernel.routes
+
+
+class Merged(nn.Module):
+    """A low-rank adapter merged into its weight: large weights made of small parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.frozen = nn.Parameter(torch.randn(width, width) / width**0.5, requires_grad=False)
+        self.a, self.b = nn.Parameter(torch.randn(1, width)), nn.Parameter(torch.randn(width, 1))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(x @ (self.frozen + self.b @ self.a).T))
+
+
+def test_weights_made_of_parameters_are_pulled_back_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinsight.contractions.SCRATCH_BYTES", 2 * 4 * 3 * (64 * 64 + 128))
+    torch.manual_seed(0)
+    kernel = GradientKernel(Merged(64))
+    x = torch.randn(9, 64)
+    largest = 0
+    from kinsight import weights
+
+    plain = weights._pull_back
+
+    def watched(edge: Any, leaves: Any, rows: Tensor, **options: Any) -> Any:
+        nonlocal largest
+        largest = max(largest, rows.numel())
+        return plain(edge, leaves, rows, **options)
+
+    monkeypatch.setattr(weights, "_pull_back", watched)
+    found = kernel(x)
+    assert 0 < largest <= 2 * 3 * 64 * 64
+    kernel.model.double()
+    assert error(found, truth(GradientKernel(kernel.model), x.double())["kernel"]) < 1e-5
+
+
+class LateAttention(nn.Module):
+    """Takes an operation without a forward mode for some samples only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return OnlyBackward.apply(y) if bool((x[:, 0] > 5).any()) else torch.tanh(y)
+
+
+class OnlyBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.tanh(x))
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y**2)
+
+
+def test_forward_mode_that_is_missing_in_a_later_batch() -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    x[5, 0] = 6
+    kernel = GradientKernel(LateAttention().double(), batch_size=2)
+    found = kinsight.soft_count(kernel, x)
+    assert found.route == "captures"
+    assert error(found.values, kernel.similarity(x).sum(dim=1)) < EXACT
