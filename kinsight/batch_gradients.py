@@ -58,6 +58,18 @@ class BatchGradients:
         return total
 
     @full_precision()
+    def mean_gram(self, other: BatchGradients) -> Tensor:
+        """Inner products with another batch, averaged over outputs: the shares, added up one by one. [n m]."""
+        total = in_float64(self.outputs.new_zeros(len(self), len(other)))
+        products = Products()
+        for name, gradients in self.by_parameter.items():
+            if name in other.by_parameter:
+                share = gram_block(gradients, other.by_parameter[name], "trace", products)
+                share = share if self.n_outputs == 1 else in_float64(share) / self.n_outputs
+                total = add_in_float64(total, share)
+        return total
+
+    @full_precision()
     def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
         """Each parameter's share of the inner products."""
         products = Products()

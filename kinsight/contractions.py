@@ -16,8 +16,8 @@ from torch import Tensor
 Form = Literal["trace", "diagonal", "blocks"]
 """What a Gram block keeps of each pair's [c d] block: its trace, its diagonal, or all of it."""
 
-SCRATCH_BYTES = 64 * 2**20
-"""Upper bound of a contraction's scratch memory. Larger chunks measured no faster than this on 2 cores."""
+SCRATCH_BYTES = 8 * 2**20
+"""Upper bound of a contraction's scratch memory: small enough to stay in caches, and to be given out again."""
 
 
 def matrix_product(x: Tensor, y: Tensor) -> Tensor:
@@ -52,37 +52,52 @@ def row_products(x: Tensor, y: Tensor) -> Tensor:
 
 
 def position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], form: Form) -> Tensor:
-    """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors.
+    """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors. Of a batch with itself, pairs are computed once.
 
     Args:
         inputs: of both batches, [g n t i], or tokens [n t].
         gradients: of both batches, [n c t g o].
         form: what is kept of each pair's block.
     """
+    is_same = inputs[0] is inputs[1] and gradients[0] is gradients[1] and form == "trace"
+    is_same = is_same and not any(tensor.requires_grad for tensor in (*inputs, *gradients))
     inputs_x, inputs_y = inputs
-    gradients_x, gradients_y = (each.permute(3, 0, 2, 1, 4) for each in gradients)  # [g n t c o]
-    g, _, t, c, o = gradients_x.shape
+    by_group = gradients[0].permute(3, 0, 2, 1, 4).contiguous()  # [g n t c o]
+    gradients_x, gradients_y = by_group, by_group if is_same else gradients[1].permute(3, 0, 2, 1, 4)
+    g, n, t, c, _ = gradients_x.shape
     m, s, d = gradients_y.shape[1:4]
     held = {"trace": 2, "diagonal": 1 + c, "blocks": 1 + c * d}[form]
-    blocks = []
-    for rows in chunks(gradients_x.shape[1], 4 * g * m * t * s * held):
-        if inputs_x.dim() == 2:
-            products = same_token(inputs_x[rows, :, None, None], inputs_y).to(gradients_x.dtype)[None]
-        else:
-            flat_x, flat_y = inputs_x[:, rows].flatten(1, 2), inputs_y.flatten(1, 2)
-            products = torch.bmm(flat_x, flat_y.transpose(1, 2)).reshape(g, -1, t, m, s)
-        chunk = gradients_x[:, rows]
-        if form == "trace":
-            flat_x, flat_y = chunk.reshape(g, -1, c * o), gradients_y.reshape(g, m * s, c * o)
-            products = products * torch.bmm(flat_x, flat_y.transpose(1, 2)).reshape(g, -1, t, m, s)
-            blocks.append(products.sum(dim=-1).sum(dim=(0, 2)))
-        elif form == "diagonal":
-            pairs = torch.einsum("gntco,gmsco->gntmsc", chunk, gradients_y)
-            blocks.append(torch.einsum("gntms,gntmsc->nmc", products, pairs))
-        else:
-            pairs = torch.einsum("gntco,gmsdo->gntmscd", chunk, gradients_y)
-            blocks.append(torch.einsum("gntms,gntmscd->nmcd", products, pairs))
-    return torch.cat(blocks)
+    found = gradients_x.new_empty(n, m, *{"trace": (), "diagonal": (c,), "blocks": (c, d)}[form])
+    for rows in chunks(n, 4 * g * m * t * s * held):
+        columns = slice(rows.start if is_same else 0, m)
+        place = (slice(None), columns) if inputs_y.dim() > 2 else columns
+        products = _input_products(inputs_x[rows] if inputs_x.dim() == 2 else inputs_x[:, rows], inputs_y[place])
+        found[rows, columns] = _combined(
+            products.to(gradients_x.dtype), gradients_x[:, rows], gradients_y[:, columns], form
+        )
+        if is_same:
+            found[columns, rows] = found[rows, columns].clone().T
+    return found
+
+
+def _input_products(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products of inputs [g n t i] or equality of tokens [n t], at all pairs of positions. [g n t m s]."""
+    if x.dim() == 2:
+        return same_token(x[:, :, None, None], y)[None]
+    product = torch.bmm(x.flatten(1, 2), y.flatten(1, 2).transpose(1, 2))
+    return product.reshape(x.shape[0], -1, x.shape[2], *y.shape[1:3])
+
+
+def _combined(products: Tensor, x: Tensor, y: Tensor, form: Form) -> Tensor:
+    """Products of inputs [g n t m s] times those of output gradients [g n t c o], [g m s d o], over all positions."""
+    if form == "trace":
+        of_gradients = torch.bmm(x.flatten(3).flatten(1, 2), y.flatten(3).flatten(1, 2).transpose(1, 2))
+        return (products * of_gradients.reshape(products.shape)).sum(dim=-1).sum(dim=(0, 2))
+    if form == "diagonal":
+        pairs = torch.einsum("gntco,gmsco->gntmsc", x, y)
+        return torch.einsum("gntms,gntmsc->nmc", products, pairs)
+    pairs = torch.einsum("gntco,gmsdo->gntmscd", x, y)
+    return torch.einsum("gntms,gntmscd->nmcd", products, pairs)
 
 
 def crossed_gram(x_inputs: Tensor, x_gradients: Tensor, tokens: Tensor, y_gradients: Tensor, form: Form) -> Tensor:

@@ -49,14 +49,8 @@ def is_norm_built(*, t: int, g: int, i: int, o: int, c: int) -> bool:
 
 
 BUILT_BYTES = 256 * 2**20
-"""Largest size of built gradients that are held at once during one contraction."""
+"""Largest size of built gradients that are held beside those that are needed anyhow."""
 
-
-def is_convolved_alone(*, t: int, i: int, o: int) -> bool:
-    """Whether gradients of a convolution are best built by one weight-gradient convolution a sample, not from patches.
-
-    Patches copy every pixel as often as windows overlap. Measured for 64 samples and 3x3 windows, patches and a matrix
-    product against one convolution a sample, in ms: 64 channels at 32x32 79 and 30, 128 at 16x16 60 and 53, 256 at 8x8
-    78 and 82, 512 at 4x4 156 and 181.
-    """
-    return t >= 128 and t * i * o >= 2**20
+PASSING_BYTES = 24 * 2**20
+"""Largest size of built gradients that only pass through a contraction. Larger tensors come fresh from the operating
+system every time: writing 300 MB of them once cost 0.2 s, as much as computing them."""

@@ -176,7 +176,7 @@ class GradientKernel:
 
     def __call__(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
         """The kernel, Tr K(x, y) / c. [n m]."""
-        return self._rectangle(x, y, _mean_over_outputs)
+        return self._rectangle(x, y, BatchGradients.mean_gram)
 
     def blocks(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> OutputBlocks:
         """K(x, y): entry [n, m, a, b] is grad f_a(x_n) . grad f_b(y_m). [n m c c]."""
@@ -407,14 +407,6 @@ def warn_undefined(ids: Sequence[Id]) -> None:
             ZeroGradientWarning,
             stacklevel=3,
         )
-
-
-def _mean_over_outputs(a: BatchGradients, b: BatchGradients) -> Tensor:
-    """Tr K / c, each parameter's share divided by c before it is added, so that the shares add up to it exactly."""
-    total = in_float64(a.outputs.new_zeros(len(a), len(b)))
-    for share in a.shares(b).values():
-        total = total + in_float64(share) / a.n_outputs
-    return total
 
 
 def _mirror_blocks(block: Tensor) -> Tensor:

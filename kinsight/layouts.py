@@ -75,7 +75,8 @@ def output_gradients(outputs: Tensor, nodes: Sequence[Node], *, is_differentiabl
         row = [gradients[place] for gradients in found]
         known = [gradient for gradient in row if gradient is not None]
         if known:
-            stacked[node] = torch.stack([torch.zeros_like(known[0]) if g is None else g for g in row])
+            whole = [torch.zeros_like(known[0]) if gradient is None else gradient for gradient in row]
+            stacked[node] = whole[0].unsqueeze(0) if c == 1 else torch.stack(whole)
     return stacked
 
 

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinsight.contractions import chunks, mixed
-from kinsight.costs import is_convolved_alone
 from kinsight.gradients.factored import Factored, Product, Sizes
 from kinsight.sketch import Projection
 
@@ -69,10 +68,18 @@ class Convolved(Product):
 
     def build(self) -> Tensor:
         s = self.sizes
-        if is_convolved_alone(t=s.t, i=s.i, o=s.o) and not self._is_differentiated:
-            return torch.stack([self._weight_gradient(row, self.output_gradients[row][None]) for row in range(self.n)])
-        step = 4 * s.t * s.g * s.i
-        return torch.cat([self.rows(r.start, r.stop).factored().build() for r in chunks(self.n, step)])
+        step = self.images.element_size() * s.t * s.g * s.i
+        if self._is_differentiated:
+            return torch.cat([self.rows(r.start, r.stop).factored().build() for r in chunks(self.n, step)])
+        values = self.output_gradients.new_empty(self.n, s.c, *self.shape)
+        for rows in chunks(self.n, step):
+            part = self.rows(rows.start, rows.stop).factored()
+            if s.c == s.g == 1:
+                matrices = values[rows].view(-1, s.o, s.i)
+                torch.bmm(part.output_gradients[:, 0, :, 0].transpose(1, 2), part.inputs[:, :, 0], out=matrices)
+            else:
+                values[rows] = part.build()
+        return values
 
     def _weight_gradient(self, rows: int | slice, gradients: Tensor) -> Tensor:
         """sum_n of the gradients of some samples, with other output gradients [n c ...] in place. [c *shape]."""
@@ -91,9 +98,12 @@ class Convolved(Product):
     def mix(self, mixing: Tensor) -> Convolved:
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))
 
+    @property
+    def n_channels(self) -> int:
+        return self.images.shape[2]
+
     def narrow(self, start: int, stop: int) -> Convolved:
-        gradients = self.output_gradients[:, :, :, :, start:stop]
-        return replace(self, output_gradients=gradients, shape=(stop - start, *self.shape[1:]))
+        return replace(self, images=self.images[:, :, start:stop], shape=(self.shape[0], stop - start, *self.shape[2:]))
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         if self._is_differentiated or weights.requires_grad:
@@ -138,6 +148,8 @@ class Convolved(Product):
 def unfold(images: Tensor, window: Sequence[int], positions: Sequence[int], geometry: Geometry) -> Tensor:
     """Patches of images, [n t groups features], features = channels of a group x window.
 
+    They lie in memory with positions last: rows of pixels are then copied whole.
+
     Args:
         images: [n channels *size].
         window: the kernel's size.
@@ -148,17 +160,18 @@ def unfold(images: Tensor, window: Sequence[int], positions: Sequence[int], geom
     n, channels = wide.shape[:2]
     steps = wide.stride()
     view = wide.as_strided(
-        (n, *positions, channels, *window),
+        (n, channels, *window, *positions),
         (
             steps[0],
-            *(step * s for step, s in zip(steps[2:], geometry.stride, strict=True)),
             steps[1],
             *(step * d for step, d in zip(steps[2:], geometry.dilation, strict=True)),
+            *(step * s for step, s in zip(steps[2:], geometry.stride, strict=True)),
         ),
         wide.storage_offset(),
     )
     groups = geometry.groups
-    return view.reshape(n, math.prod(positions), groups, channels // groups * math.prod(window))
+    patches = view.reshape(n, groups, channels // groups * math.prod(window), math.prod(positions))
+    return patches.permute(0, 3, 1, 2)
 
 
 def _padding(size: Sequence[int], window: Sequence[int], positions: Sequence[int], geometry: Geometry) -> list[int]:

@@ -41,9 +41,14 @@ class Product(Gradients):
     def factored(self) -> Factored:
         """The same with both factors laid out position by position."""
 
+    @property
+    @abstractmethod
+    def n_channels(self) -> int:
+        """Number of input channels, the parts that `narrow` can cut a matrix without groups into."""
+
     @abstractmethod
     def narrow(self, start: int, stop: int) -> Product:
-        """The gradients over output features start:stop of a matrix without groups. Its `shape` has no meaning."""
+        """The gradients over input channels start:stop of a matrix without groups."""
 
     def compact(self, *, is_eager: bool) -> Gradients:
         s = self.sizes
@@ -111,13 +116,13 @@ class Factored(Product):
     def mix(self, mixing: Tensor) -> Factored:
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))
 
+    @property
+    def n_channels(self) -> int:
+        return self.inputs.shape[3]
+
     def narrow(self, start: int, stop: int) -> Factored:
-        shape = (stop - start, self.inputs.shape[3])
-        return replace(
-            self,
-            output_gradients=self.output_gradients[..., start:stop],
-            shape=shape if self.gradient_first else shape[::-1],
-        )
+        shape = (self.output_gradients.shape[-1], stop - start)
+        return replace(self, inputs=self.inputs[..., start:stop], shape=shape if self.gradient_first else shape[::-1])
 
     def _own_products(self) -> Tensor:
         """K_nn from the products of positions. [n c c]."""

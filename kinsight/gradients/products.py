@@ -18,7 +18,7 @@ from kinsight.contractions import (
     row_products,
     total_of,
 )
-from kinsight.costs import BUILT_BYTES, is_gram_built
+from kinsight.costs import PASSING_BYTES, is_gram_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.factored import Product
@@ -90,11 +90,11 @@ def _fit(x: Product, y: Product) -> bool:
 
 
 def _row_by_row(x: Gradients, y: Gradients, form: Form) -> Tensor:
-    """Gram block of gradients of which not both are built, as many samples at a time as fit in `BUILT_BYTES`."""
+    """Gram block of gradients of which not both are built, as many samples at a time as fit in `PASSING_BYTES`."""
     if isinstance(y, Built):
         size = x.tensors[0].element_size() * x.c * math.prod(x.shape)
         return torch.cat(
-            [_of_built(x.rows(r.start, r.stop).build(), y.values, form) for r in chunks(x.n, size, BUILT_BYTES)]
+            [_of_built(x.rows(r.start, r.stop).build(), y.values, form) for r in chunks(x.n, size, PASSING_BYTES)]
         )
     if isinstance(x, Built):
         return mirrored(_row_by_row(y, x, form), form)
@@ -106,32 +106,34 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     n_pairs = b.c if form == "blocks" else 0
     is_built = is_gram_built(n=x.n, m=0 if x is y else y.n, t=a.t, s=b.t, g=a.g, i=a.i, o=a.o, c=a.c, d=n_pairs)
     if is_built:
-        return _by_features(x, y, form)
+        return _by_channels(x, y, form)
     layer_x = x.factored()
     layer_y = layer_x if x is y else y.factored()
     if a.t == b.t == a.g == 1 and form == "trace":
         inputs = matrix_product(layer_x.inputs.flatten(1), layer_y.inputs.flatten(1))
         gradients = products.of(layer_x.output_gradients.flatten(1), layer_y.output_gradients.flatten(1))
         return inputs * gradients if inputs.requires_grad or gradients.requires_grad else inputs.mul_(gradients)
-    inputs_xy = (layer_x.inputs.permute(2, 0, 1, 3), layer_y.inputs.permute(2, 0, 1, 3))
-    return position_gram(inputs_xy, (layer_x.output_gradients, layer_y.output_gradients), form)
+    by_group = layer_x.inputs.permute(2, 0, 1, 3).contiguous()
+    both = (by_group, by_group if x is y else layer_y.inputs.permute(2, 0, 1, 3))
+    return position_gram(both, (layer_x.output_gradients, layer_y.output_gradients), form)
 
 
-def _by_features(x: Product, y: Product, form: Form) -> Tensor:
-    """Gram block of built gradients, as many output features at a time as fit in `BUILT_BYTES`."""
-    s = x.sizes
+def _by_channels(x: Product, y: Product, form: Form) -> Tensor:
+    """Gram block of built gradients, as many input channels at a time as fit in `PASSING_BYTES`."""
+    s, n_channels = x.sizes, x.n_channels
     element = x.tensors[0].element_size()
-    size = element * s.g * s.i * (x.n * s.c + (0 if x is y else y.n * y.sizes.c))
-    step = s.o if s.g > 1 else max(1, BUILT_BYTES // max(1, size))
-    if step >= s.o:
-        values = x.build()
-        return _of_built(values, values if x is y else y.build(), form)
-    parts = []
-    for start in range(0, s.o, step):
-        stop = min(s.o, start + step)
-        values = x.narrow(start, stop).build()
-        parts.append(_of_built(values, values if x is y else y.narrow(start, stop).build(), form))
-    return total_of(parts)
+    size = element * s.g * s.i * s.o * (x.n * s.c + (0 if x is y else y.n * y.sizes.c)) // n_channels
+    step = n_channels if s.g > 1 else max(1, PASSING_BYTES // max(1, size))
+    total: Tensor | None = None
+    for start in range(0, n_channels, step):
+        stop = min(n_channels, start + step)
+        is_whole = step >= n_channels
+        values = x.build() if is_whole else x.narrow(start, stop).build()
+        others = values if x is y else y.build() if is_whole else y.narrow(start, stop).build()
+        part = _of_built(values, others, form)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
 
 
 def _of_built(x: Tensor, y: Tensor, form: Form) -> Tensor:
