@@ -42,6 +42,12 @@ class BatchGradients:
         """Memory held by the gradients."""
         return sum(gradients.n_bytes for gradients in self.by_parameter.values())
 
+    def within_range(self) -> BatchGradients:
+        """The same gradients, in float64 where their inner products could leave the range of float32."""
+        if all(each.is_moderate for each in self.by_parameter.values()):
+            return self
+        return replace(self, by_parameter={name: each.double() for name, each in self.by_parameter.items()})
+
     @full_precision()
     def gram(self, other: BatchGradients, form: Form = "trace") -> Tensor:
         """Inner products with another batch, summed over parameters in float64.

@@ -26,7 +26,7 @@ def refuse_mixed(
     outputs: Tensor,
     precision: torch.dtype,
     *,
-    is_brief: bool = False,
+    first: int | None = None,
 ) -> None:
     """Raise where outputs change when samples are in other company: every second sample, then the rest.
 
@@ -38,15 +38,15 @@ def refuse_mixed(
         batch: the samples.
         outputs: their outputs, [n c].
         precision: the coarsest any part of the model computes in.
-        is_brief: look at some `FEW` samples only, spread over the batch.
+        first: look at some `FEW` samples only, spread over the batch from this number on (modulo their distance).
 
     Raises:
         MixedSamplesError: an output differs, with the sample's id.
     """
     n = len(batch)
     parts = [range(0, n, 2), range(1, n, 2)] if n > 1 else [range(1)]
-    if is_brief and n > 2 * FEW:
-        parts = [range(0, n, n // FEW)]
+    if first is not None and n > 2 * FEW:
+        parts = [range(first % (n // FEW), n, n // FEW)]
     scale = float(outputs.detach().abs().max()) if outputs.numel() else 0.0
     for part in parts:
         places = list(part) if len(part) > 1 else [part[0], part[0]]

@@ -26,6 +26,7 @@ from kinsight.coverage import unexplained
 from kinsight.errors import (
     MixedSamplesError,
     ModelCallError,
+    NonFiniteError,
     ShapeError,
     StochasticModelError,
     UncapturedParameterError,
@@ -106,15 +107,19 @@ class Differentiator:
                 return self._in_company(batch, is_differentiable=is_differentiable)  # an axis squeezed away
             if len(batch) == 1 and needs_company(node_names(outputs)):
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            traced = self.trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
+            try:
+                traced = self.trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
+            except NonFiniteError:
+                self._refuse_not_finite(batch)
+                raise
             graph, plan, is_new = traced.graph, traced.plan, traced.is_new
             gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
             if len(batch) == 1 and plan.reasons:  # of one sample anything may be an axis: with two, rules may apply
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            self._n_batches += 1
             if is_new or (self.check != "never" and (is_due or not traced.is_steady or plan.reasons)):
                 is_brief = traced.is_steady and not is_new
-                refuse_mixed(self.model, self.output, batch, outputs, graph.precision, is_brief=is_brief)
+                first = self._n_batches if is_brief else None
+                refuse_mixed(self.model, self.output, batch, outputs, graph.precision, first=first)
             generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
             self._refuse_uncaptured(generic, plan, is_differentiable=is_differentiable)
             if not is_new:
@@ -122,11 +127,18 @@ class Differentiator:
             gradients.update(self._from_generic(batch, generic, plan))
             if is_new and not self._prove_in_float32(batch, gradients, traced, is_differentiable=is_differentiable):
                 self._prove(batch, outputs, gradients, traced)
+            self.trace.accept(traced)
+            self._n_batches += 1
         self._report(gradients, graph, plan)
         if not is_differentiable:
             outputs = outputs.detach()
         ordered = {name: gradients[name] for name in self.parameters if name in gradients}
         return BatchGradients(batch.ids, outputs, ordered)
+
+    def _refuse_not_finite(self, batch: Batch) -> None:
+        """Raise with the ids of the samples whose gradients are nan or inf."""
+        for values in one_at_a_time(self.model, batch, self.output, self.parameters).values():
+            check_finite(values.values, batch, "gradients")
 
     def outputs(self, batch: Batch) -> Tensor:
         """The output function's values, [n c], without gradients."""

@@ -89,7 +89,7 @@ class Graph:
     names: frozenset[str]
     order: Sequence[Node]
     weights: Mapping[Node, frozenset[str]]
-    structure: tuple[tuple[tuple[object, ...], tuple[tuple[int, int], ...]], ...]
+    structure: tuple[tuple[tuple[object, ...], tuple[tuple[int, int, int], ...]], ...]
 
     @property
     def skeleton(self) -> tuple[object, ...]:
@@ -148,11 +148,13 @@ def find_uses(
     names_seen: set[str] = set()
     precision = torch.float64
     idle: set[str] = set()
-    structure: list[tuple[tuple[object, ...], tuple[tuple[int, int], ...]]] = []
+    structure: list[tuple[tuple[object, ...], tuple[tuple[int, int, int], ...]]] = []
     places: dict[Node, int] = {}
     for place, node in enumerate(children_first(outputs.grad_fn)):
         places[node] = place
-        structure.append((description(node), tuple((places[child], number) for _, child, number in children(node))))
+        structure.append(
+            (description(node), tuple((operand, places[child], number) for operand, child, number in children(node)))
+        )
         weight = walk.below[node] = walk.weight_of(node, place)
         precision = _coarser(precision, node)
         if is_leaf(node):

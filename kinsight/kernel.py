@@ -147,7 +147,7 @@ class GradientKernel:
         batch = as_batch(x)
         if not len(batch):
             raise EmptyDataError("The batch has 0 samples: there is nothing to differentiate.")
-        return self._differentiate(batch.to(self.device))
+        return self._differentiate(batch.to(self.device)).within_range()
 
     def outputs(self, x: Inputs | Batch) -> Outputs:
         """The output function's values. [n c]."""

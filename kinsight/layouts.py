@@ -21,25 +21,24 @@ from kinsight.steady import Place
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the samples lie in a tensor: axis `axis`, of size n k, holds them as [n k] (major) or [k n]."""
+    """Where the samples lie in a tensor: on axis `axis`, which holds [before n after], positions around the samples."""
 
     axis: int
     n: int
-    is_major: bool = True
+    before: int = 1
 
     def split(self, tensor: Tensor, *, lead: int = 0) -> Tensor:
-        """The tensor with its samples first: [*lead, ..., n k, ...] -> [n, *lead, ..., k, ...].
+        """The tensor with its samples first: [*lead, ..., before n after, ...] -> [n, *lead, ..., k, ...].
 
         Args:
             tensor: any tensor whose axes after the first `lead` are laid out so.
             lead: axes in front that the layout does not count.
         """
         axis = self.axis + lead
-        size = tensor.shape[axis] // self.n
         shape = tensor.shape
-        if self.is_major:
-            return tensor.reshape(*shape[:axis], self.n, size, *shape[axis + 1 :]).movedim(axis, 0)
-        return tensor.reshape(*shape[:axis], size, self.n, *shape[axis + 1 :]).movedim(axis + 1, 0)
+        after = shape[axis] // (self.n * self.before)
+        parts = tensor.reshape(*shape[:axis], self.before, self.n, after, *shape[axis + 1 :])
+        return parts.movedim(axis + 1, 0).flatten(axis + 1, axis + 2)
 
 
 def gradients_at(
@@ -92,7 +91,7 @@ class Layouts:
 
     def for_batch(self, n: int) -> list[Layout | None]:
         """The same layouts for a batch of n samples."""
-        return [None if each is None else Layout(each.axis, n, each.is_major) for each in self.found]
+        return [None if each is None else Layout(each.axis, n, each.before) for each in self.found]
 
 
 LAYOUT_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
@@ -121,15 +120,18 @@ def find_layouts(
         uses: of the parameters.
         at_nodes: gradients of each output at the nodes, [c ...].
         precision: the coarsest any part of the model computes in.
-        places: where samples lie in the outputs of nodes, as far as the graph alone says so. It decides where gradients
-            are zero in so many places that several layouts fit.
+        places: where samples lie in the outputs of nodes, as far as the graph alone says so. Its word is final: where
+            gradients are zero in many places, a wrong layout may fit as well.
+
+    Returns:
+        The layout of every use; None where none fits, or where what is measured contradicts the graph.
     """
     n, c = outputs.shape
     generator = torch.Generator().manual_seed(0)
     across = (1 + torch.rand(c, generator=generator, dtype=torch.float64)).to(outputs)
     nodes = list(at_nodes)
     n_passes = 1 if precision in (torch.float64, torch.float32) else _COARSE_PASSES
-    fits = {node: _Fit(output_shape(node), n) for node in nodes}
+    fits = {node: _Fit(output_shape(node), n, _layout(node, n, places)) for node in nodes}
     for _ in range(n_passes):
         tags = sample_tags(n, generator).to(outputs)
         for node, tagged in zip(nodes, gradients_at(outputs, nodes, tags[:, None] * across), strict=True):
@@ -139,12 +141,17 @@ def find_layouts(
     for use in uses:
         fit = fits.get(use.node)
         if fit is None:  # no gradient there: it adds nothing
-            layouts.found.append(Layout(0, n))
+            layouts.found.append(_layout(use.node, n, places) or Layout(0, n))
             continue
-        followed = None if places is None or use.node not in places else fit.at(places[use.node])
-        layouts.found.append(followed or fit.best)
-        layouts.is_settled = layouts.is_settled and (followed is not None or fit.is_settled)
+        layouts.found.append(fit.best)
+        layouts.is_settled = layouts.is_settled and fit.is_settled
     return layouts
+
+
+def _layout(node: Node, n: int, places: Mapping[Node, Place] | None) -> Layout | None:
+    """The layout that the graph alone says, if it does."""
+    place = None if places is None else places.get(node)
+    return None if place is None else Layout(place.axis, n, place.before)
 
 
 _COARSE_PASSES = 3
@@ -164,23 +171,18 @@ class _Fit:
 
     shape: tuple[int, ...]
     n: int
+    told: Layout | None
     is_settled: bool = True
     errors: dict[Layout, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.errors = dict.fromkeys(_candidates(self.shape, self.n), 0.0)
+        candidates = _candidates(self.shape, self.n) if self.told is None else [self.told]
+        self.errors = dict.fromkeys(candidates, 0.0)
 
     @property
     def best(self) -> Layout | None:
         """The layout that fits best; None where none does."""
         return min(self.errors, key=lambda layout: self.errors[layout], default=None)
-
-    def at(self, place: Place) -> Layout | None:
-        """The layout of a place, if it fits."""
-        size = self.shape[place.axis]
-        layout = Layout(place.axis, self.n, is_major=place.before == 1)
-        is_simple = place.before == 1 or place.before * self.n == size
-        return layout if is_simple and layout in self.errors else None
 
     def narrow(self, one: Tensor, tagged: Tensor | None, tags: Tensor, precision: torch.dtype) -> None:
         """Drop the layouts that a tagged pass contradicts for any sample.
@@ -192,7 +194,7 @@ class _Fit:
             precision: the coarsest any part of the model computes in.
         """
         if tagged is None or not bool(one.any()):
-            self.is_settled = False
+            self.is_settled = self.told is not None
             return
         tolerance = LAYOUT_TOLERANCE[precision]
         if precision in (torch.float64, torch.float32):
@@ -216,4 +218,4 @@ def _candidates(shape: Iterable[int], n: int) -> Iterator[Layout]:
         if size and size % n == 0:
             yield Layout(axis, n)
             if n < size and n > 1:
-                yield Layout(axis, n, is_major=False)
+                yield Layout(axis, n, size // n)

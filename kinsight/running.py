@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -38,7 +37,7 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
     versions = {name: parameter._version for name, parameter in everything.items()}
     before = {name: _fingerprint(parameter) for name, parameter in everything.items() if is_watched}
     flags = [(parameter, parameter.requires_grad) for parameter in parameters.values()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     attributes = _attributes(model)
     states = _random_states(model)
     mixed: MixedSamplesError | None = None
@@ -104,7 +103,11 @@ class _Held:
     values: Tensor
 
     @staticmethod
-    def of(tensor: Tensor) -> _Held:
+    def of(tensor: Tensor) -> _Held | None:
+        """The tensor as it is; None where that cannot be told or would take too much memory."""
+        is_own = tensor.layout == torch.strided and not tensor.is_inference() and not tensor.is_meta
+        if not is_own or tensor.nbytes > MOST_BYTES or tensor.nbytes > tensor.untyped_storage().nbytes():
+            return None
         return _Held(tensor, tensor._version, tensor.requires_grad, tensor.detach().clone())
 
     def restore(self) -> None:
@@ -125,23 +128,27 @@ def _attributes(model: nn.Module) -> tuple[list[tuple[Container, Container]], li
 
     def look_at(value: Any, depth: int) -> None:
         if isinstance(value, Tensor):
-            if id(value) not in known and id(value) not in seen and value.layout == torch.strided:
+            if id(value) not in known and id(value) not in seen:
                 seen.add(id(value))
-                tensors.append(_Held.of(value))
+                kept = _Held.of(value)
+                tensors.extend([] if kept is None else [kept])
+        elif depth >= MOST_DEPTH:
+            return
         elif isinstance(value, dict | list | set | deque):
-            hold(value, depth)
-        elif isinstance(value, tuple):
+            hold(value, depth + 1)
+        elif isinstance(value, tuple) and len(value) <= MOST_ENTRIES:
             for part in value:
-                look_at(part, depth)
-        elif depth < _DEPTH and _is_plain(value):
+                look_at(part, depth + 1)
+        elif _is_plain(value):
             hold(vars(value), depth + 1)
 
     def hold(container: Container, depth: int) -> None:
-        if id(container) in seen:
+        if id(container) in seen or len(container) > MOST_ENTRIES:
             return
         seen.add(id(container))
-        held.append((container, copy.copy(container)))
-        for value in list(container.values() if isinstance(container, dict) else container):
+        values = list(container.values() if isinstance(container, dict) else container)
+        held.append((container, dict(container) if isinstance(container, dict) else values))
+        for value in values:
             look_at(value, depth)
 
     for module in model.modules():
@@ -149,20 +156,27 @@ def _attributes(model: nn.Module) -> tuple[list[tuple[Container, Container]], li
     return held, tensors
 
 
-_DEPTH = 2
-"""How many objects deep state is looked for that a forward pass might change."""
+MOST_DEPTH = 6
+"""How deep in containers and objects a module's state is looked for that a forward pass might change."""
+
+MOST_ENTRIES = 10_000
+"""Entries of a container beyond which it is taken for data, and not looked at."""
+
+MOST_BYTES = 64 * 2**20
+"""Size of a tensor beyond which it is taken for data, and not copied."""
 
 
 def _is_plain(value: Any) -> bool:
     """Whether it is an object of a class of the user's own, with attributes."""
     kind = type(value)
-    if (
-        isinstance(value, nn.Module | type | ModuleType)
-        or callable(value)
-        or not isinstance(getattr(value, "__dict__", None), dict)
-    ):
+    if isinstance(value, nn.Module | type | ModuleType) or callable(value):
         return False
-    return kind.__module__.partition(".")[0] not in {"builtins", "torch", "typing", "enum", "numpy"}
+    if kind.__module__.partition(".")[0] in {"builtins", "torch", "typing", "enum", "numpy"}:
+        return False
+    try:
+        return isinstance(vars(value), dict)
+    except Exception:  # no attributes, or a property in their place that raises: nothing to be held
+        return False
 
 
 def _restore_attributes(attributes: tuple[list[tuple[Container, Container]], list[_Held]]) -> None:
@@ -176,8 +190,8 @@ def _restore_attributes(attributes: tuple[list[tuple[Container, Container]], lis
             container.clear()
             if isinstance(container, set):
                 container.update(before)
-            else:
-                container.extend(before)  # type: ignore[union-attr]
+            elif not isinstance(container, dict):
+                container.extend(before)
     for each in tensors:
         each.restore()
 

@@ -189,7 +189,9 @@ def _looked_up(node: Node, place: Place, n: int) -> Iterable[tuple[Node, int, Pl
 
 def _padded(node: Node, place: Place, n: int) -> Iterable[tuple[Node, int, Place]] | None:
     ((child, number, below),) = _inputs(node)
-    return [(child, number, place)] if below[place.axis] == output_shape(node)[place.axis] else None
+    amounts = node._saved_pad  # type: ignore[attr-defined]  # of the last axis first; negative ones crop
+    start = 2 * (len(below) - 1 - place.axis)
+    return [(child, number, place)] if not any(amounts[start : start + 2]) else None
 
 
 def _inserted(node: Node, place: Place, n: int) -> Iterable[tuple[Node, int, Place]] | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from kinsight.errors import IndependentOutputError, ModelError
+from kinsight.errors import IndependentOutputError, ModelError, NonFiniteError
 from kinsight.graph import Graph, find_uses
 from kinsight.layouts import Layouts, find_layouts, output_gradients
 from kinsight.nodes import output_shape
@@ -48,6 +48,7 @@ class Trace:
         plan: for this kind of batch.
         is_new: whether the plan is yet to be proved.
         is_steady: whether the graph says that no sample moves, whatever the data.
+        kinds, structure, skeleton, shared: what `Tracer.accept` remembers it by.
     """
 
     graph: Graph
@@ -55,6 +56,10 @@ class Trace:
     plan: Plan
     is_new: bool
     is_steady: bool
+    kinds: tuple[tuple[object, ...], ...] = ()
+    structure: tuple[object, ...] | None = None
+    skeleton: tuple[object, ...] = ()
+    shared: frozenset[int] = frozenset()
 
 
 _MOST_STRUCTURES = 256
@@ -118,31 +123,48 @@ class Tracer:
             graph = self._graph(outputs, shared) if shared else graph
             at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
             return Trace(graph, at_nodes, plan, is_new=False, is_steady=True)
-        plainly = graph.skeleton
-        if plainly in self.shared:
-            graph = self._graph(outputs, self.shared[plainly])
+        skeleton = graph.skeleton
+        shared = self.shared.get(skeleton, frozenset())
+        graph = self._graph(outputs, shared) if shared else graph
         at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
         kind = (*_kind(graph, outputs, n), are_copies)
         if self.check == "never" and kind in self.plans:
             return Trace(graph, at_nodes, self.plans[kind], is_new=False, is_steady=True)
+        _refuse_not_finite(at_nodes)
         layouts, places = _measured(outputs, graph, at_nodes)
-        while shared := _made_of_weights(graph, layouts):
-            self.shared[plainly] = self.shared.get(plainly, frozenset()) | shared
-            graph = self._graph(outputs, self.shared[plainly])
+        while found := _made_of_weights(graph, layouts, places):
+            shared |= found
+            graph = self._graph(outputs, shared)
             nodes = [node for node in _nodes(graph) if node not in at_nodes]
             at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
             layouts, places = _measured(outputs, graph, at_nodes)
-            kind = (*_kind(graph, outputs, n), are_copies)
-        found = tuple(None if each is None else (each.axis, each.is_major) for each in layouts.found)
-        known = self.plans.get((*kind, found))
-        is_known = known is not None and self.check != "always"
-        plan = known if known is not None and is_known else Plan(layouts, {})
-        is_steady = places is not None
+        kind = (*_kind(graph, outputs, n), are_copies)
+        whole = (*kind, tuple(None if each is None else (each.axis, each.before) for each in layouts.found))
+        known = None if self.check == "always" else self.plans.get(whole)
+        trace = Trace(
+            graph, at_nodes, known or Plan(layouts, {}), is_new=known is None and self.check != "never",
+            is_steady=places is not None,
+        )  # fmt: skip
         if layouts.is_settled:
-            self.plans[(*kind, found)] = self.plans[kind] = plan
-            if is_steady and len(self.steady) < _MOST_STRUCTURES:
-                self.steady[structure] = (self.shared.get(plainly, frozenset()), plan)
-        return Trace(graph, at_nodes, plan, is_new=not is_known and self.check != "never", is_steady=is_steady)
+            trace.kinds = (kind, whole)
+            trace.structure = structure if places is not None else None
+        trace.skeleton, trace.shared = skeleton, shared
+        return trace
+
+    def accept(self, trace: Trace) -> None:
+        """Remember what was found out, now that it is proved. What was refused is refused again at the next call."""
+        for kind in trace.kinds:
+            self.plans[kind] = trace.plan
+        if trace.shared:
+            self.shared[trace.skeleton] = trace.shared
+        if trace.structure is not None and len(self.steady) < _MOST_STRUCTURES:
+            self.steady[trace.structure] = (trace.shared, trace.plan)
+
+
+def _refuse_not_finite(at_nodes: Mapping[Node, Tensor]) -> None:
+    """Raise before layouts are looked for: nan fits none."""
+    if not all(bool(torch.isfinite(gradient).all()) for gradient in at_nodes.values()):
+        raise NonFiniteError("Output gradients inside the model are nan or inf.")
 
 
 def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
@@ -162,9 +184,17 @@ def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:
 def _measured(
     outputs: Tensor, graph: Graph, at_nodes: Mapping[Node, Tensor]
 ) -> tuple[Layouts, dict[Node, Place] | None]:
-    """Layouts at the uses, and the places of samples at all nodes where the graph alone tells them."""
+    """Layouts at the uses, and the places of samples at all nodes where the graph alone tells them.
+
+    Where the two disagree, the graph has not been understood: nothing is told by it.
+    """
     places = follow_samples(outputs.shape[0], graph.weights, graph.order)
-    return find_layouts(outputs, graph.uses, at_nodes, graph.precision, places), places
+    layouts = find_layouts(outputs, graph.uses, at_nodes, graph.precision, places)
+    if places is not None and any(
+        layout is None and use.node in places for use, layout in zip(graph.uses, layouts.found, strict=True)
+    ):
+        return find_layouts(outputs, graph.uses, at_nodes, graph.precision), None
+    return layouts, places
 
 
 def _nodes(graph: Graph) -> list[Node]:
@@ -173,7 +203,10 @@ def _nodes(graph: Graph) -> list[Node]:
     return list(dict.fromkeys(wanted))
 
 
-def _made_of_weights(graph: Graph, layouts: Layouts) -> frozenset[int]:
+def _made_of_weights(graph: Graph, layouts: Layouts, places: Mapping[Node, Place] | None) -> frozenset[int]:
     """Places of the nodes that make the same of weights for all samples."""
-    pairs = zip(graph.uses, layouts.found, strict=True)
-    return frozenset(use.place for use, layout in pairs if layout is None and use.may_be_shared)
+    return frozenset(
+        use.place
+        for use, layout in zip(graph.uses, layouts.found, strict=True)
+        if layout is None and use.may_be_shared and (places is None or use.node not in places)
+    )

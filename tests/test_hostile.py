@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight import reference
-from kinsight.errors import ModelCallError, ModelError, SampleTypeError
+from kinsight.errors import MixedSamplesError, ModelCallError, ModelError, NonFiniteError, SampleTypeError
 from kinsight.kernel import GradientKernel
 from kinsight.samples import as_batch
 from tests.test_engine import EXACT, error
@@ -353,3 +353,126 @@ def test_forward_mode_that_is_missing_in_a_later_batch() -> None:
     found = kinsight.soft_count(kernel, x)
     assert found.route == "captures"
     assert error(found.values, kernel.similarity(x).sum(dim=1)) < EXACT
+
+
+class MiddleGate(nn.Module):
+    """Time first, frames of several tokens: samples lie in the middle of the axis that a linear layer sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(1, 0, 2, 3)
+        return self.head((torch.tanh(self.body(x)) * torch.relu(x[..., :1])).mean((0, 2)))
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_a_first_batch_whose_gradients_fit_a_wrong_layout(n: int) -> None:
+    """Only the first of five tokens counts in it: row 5 s belongs to sample s of [4], as it would in [5 4]."""
+    torch.manual_seed(0)
+    kernel = GradientKernel(MiddleGate().double(), batch_size=n)
+    x = torch.randn(n, 2, 5, 3, dtype=torch.float64).abs()
+    first = x.clone()
+    first[:, :, 1:, 0] = -1
+    for batch in (first, x, first, x):
+        assert error(kernel(batch), truth(kernel, batch)["kernel"]) < EXACT
+    assert all(route.startswith("rule") for route in kernel.routes.values())
+
+
+class PadShift(nn.Module):
+    """Adds each sample's neighbor in the batch, where a feature lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(3, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.body(x))
+        return self.head(h + nn.functional.pad(h, (0, 0, 1, -1)) * torch.relu(x[:, :1]))
+
+
+def test_mixing_that_the_first_batch_does_not_show() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3)
+    x[:, 0] = -1
+    kernel = GradientKernel(PadShift(), batch_size=40)
+    kernel(x)
+    x[17, 0] = 2
+    with pytest.raises(MixedSamplesError, match="differs by"):
+        kernel(x)
+
+
+class Centered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.head(torch.tanh(h / (1e-3 + h.detach().square().mean(0).sqrt())))
+
+
+@pytest.mark.parametrize("batch_size", [None, 6])
+def test_what_was_refused_is_refused_again(batch_size: int | None) -> None:
+    torch.manual_seed(0)
+    kernel, x = GradientKernel(Centered(), batch_size=batch_size), torch.randn(24, 4)
+    for _ in range(6):
+        with pytest.raises(MixedSamplesError):
+            kernel(x)
+
+
+@pytest.mark.parametrize(
+    ("of_input", "of_gradient"),
+    [(1e12, 1e-20), (1e15, 1e-24), (1e18, 1e-25), (1e-22, 1e12), (1e-25, 1e18), (1e-16, 1e-16)],
+)
+def test_factors_of_extreme_sizes(of_input: float, of_gradient: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1, bias=False)
+    x = torch.randn(5, 4)
+    plain = GradientKernel(model).similarity(x)
+    found = GradientKernel(model, lambda returned: returned * of_gradient).similarity(x * of_input)
+    assert error(found, plain) < 1e-5
+
+
+class Root(nn.Module):
+    """Its outputs are finite, its gradient is not where the input is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6, bias=False), nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).abs().sqrt())
+
+
+def test_a_gradient_that_is_nan_is_named_and_spoils_nothing() -> None:
+    torch.manual_seed(0)
+    kernel, x = GradientKernel(Root()), torch.randn(6, 4)
+    spoiled = x.clone()
+    spoiled[2] = 0
+    with pytest.raises(NonFiniteError, match=r"gradients of 1 of \d samples are nan or inf: \[2\]"):
+        kernel(spoiled)
+    kernel(x)
+    assert all(route.startswith("rule") for route in kernel.routes.values()), kernel.routes
+
+
+class HoldsMuch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(5, 2)
+        nested: list[Any] = []
+        for _ in range(3000):
+            nested = [nested]
+        self.nested, self.expanded = nested, torch.zeros(1).expand(2**31)
+        self.many = list(range(100_000))
+        with torch.inference_mode():
+            self.cached = torch.randn(3)
+        self.register_buffer("meta", torch.empty(3, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_models_that_hold_much_and_strange_things() -> None:
+    GradientKernel(HoldsMuch())(torch.randn(4, 5))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from dataclasses import fields, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kinsight.sketch import Projection
+
+MODERATE = (1e-15, 1e15)
+"""Sizes of factors, and of their products, that float32 can square."""
 
 
 class Gradients(ABC):
@@ -43,6 +48,25 @@ class Gradients(ABC):
     def n_bytes(self) -> int:
         """Memory held."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+
+    @property
+    def is_moderate(self) -> bool:
+        """Whether products of factors, and inner products of their products, are far from the ends of float32."""
+        sizes = [float(tensor.detach().abs().max()) for tensor in self.tensors if tensor.is_floating_point()]
+        low, high = MODERATE
+        return 0 in sizes or all(low < size < high for size in (*sizes, math.prod(sizes)))
+
+    def double(self) -> Gradients:
+        """The same in float64, or as close as the device has it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return replace(  # type: ignore[type-var]
+            self,
+            **{
+                name: value.double()
+                for name, value in values.items()
+                if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "mps"
+            },
+        )
 
     @abstractmethod
     def build(self) -> Float[Tensor, "n c *shape"]:

@@ -38,6 +38,10 @@ class Product(Gradients):
         """Sizes of its factors."""
 
     @abstractmethod
+    def rows(self, start: int, stop: int) -> Product:
+        """The gradients of samples start:stop."""
+
+    @abstractmethod
     def factored(self) -> Factored:
         """The same with both factors laid out position by position."""
 
@@ -69,7 +73,9 @@ class Product(Gradients):
         if is_norm_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c):
             step = 8 * s.c * s.g * s.i * s.o
             return torch.cat([Built(self.rows(r.start, r.stop).build()).self_blocks() for r in chunks(self.n, step)])
-        return self.factored()._own_products()
+        step = self.tensors[0].element_size() * s.t * s.g * (s.i + s.c * s.o)
+        parts = (self.rows(r.start, r.stop) for r in chunks(self.n, step))
+        return torch.cat([part.factored()._own_products() for part in parts])
 
 
 @dataclass(frozen=True, eq=False)

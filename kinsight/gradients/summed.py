@@ -34,6 +34,13 @@ class Summed(Gradients):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return self.parts[0].shape
 
+    @property
+    def is_moderate(self) -> bool:
+        return all(part.is_moderate for part in self.parts)
+
+    def double(self) -> Summed:
+        return Summed(tuple(part.double() for part in self.parts))
+
     def compact(self, *, is_eager: bool) -> Gradients:
         built = 4 * self.n * self.c * math.prod(self.shape)
         is_built = any(isinstance(part, Built) for part in self.parts)

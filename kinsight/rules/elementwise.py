@@ -54,7 +54,7 @@ def repeat(capture: LayerCapture) -> Gradients | None:
     gradients, axis = capture.output_gradients, capture.layout.axis
     tiles = gradients.shape[2:]
     shape = (1,) * (len(tiles) - len(capture.weight_shape)) + capture.weight_shape
-    if not capture.layout.is_major and tiles[axis] != 1:
+    if capture.layout.before != 1 and tiles[axis] != 1:
         return None
     if any(tile % size for tile, size in zip(tiles, shape, strict=True)):
         return None
