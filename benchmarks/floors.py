@@ -15,16 +15,18 @@ def passes(model: nn.Module, x: Tensor, n_outputs: int = 1) -> Callable[[], obje
 
     The backward pass ends at the output of the first layer that has weights, as it has to for that layer's gradients.
     """
-    first = next(module for module in model.modules() if list(module.parameters(recurse=False)))
+    owners = [module for module in model.modules() if list(module.parameters(recurse=False))]
 
     def run() -> object:
         start: list[Tensor] = []
 
-        def begin(module: nn.Module, inputs: Any, returned: Tensor) -> Tensor:
+        def begin(module: nn.Module, inputs: Any, returned: Tensor) -> Tensor | None:
+            if start:
+                return None  # only the first module to be done
             start.append(returned.detach().requires_grad_())
             return start[0]
 
-        handle = first.register_forward_hook(begin)
+        handles = [module.register_forward_hook(begin) for module in owners]
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter, _ in flags:
             parameter.requires_grad_(False)
@@ -33,7 +35,8 @@ def passes(model: nn.Module, x: Tensor, n_outputs: int = 1) -> Callable[[], obje
             for output in range(n_outputs):
                 found = torch.autograd.grad(outputs[:, output].sum(), start, retain_graph=output + 1 < n_outputs)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
         return found
