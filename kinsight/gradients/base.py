@@ -52,7 +52,8 @@ class Gradients(ABC):
     @property
     def is_moderate(self) -> bool:
         """Whether products of factors, and inner products of their products, are far from the ends of float32."""
-        sizes = [float(tensor.detach().abs().max()) for tensor in self.tensors if tensor.is_floating_point()]
+        ends = [tensor.detach().aminmax() for tensor in self.tensors if tensor.is_floating_point()]
+        sizes = [max(-float(low), float(high)) for low, high in ends]
         low, high = MODERATE
         return 0 in sizes or all(low < size < high for size in (*sizes, math.prod(sizes)))
 

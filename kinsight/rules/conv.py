@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kinsight.capture import LayerCapture
 from kinsight.gradients import Convolved, Factored, Geometry, Gradients, unfold
-from kinsight.rules.norm import _by_channel
+from kinsight.rules.norm import by_channel
 
 
 def convolution(capture: LayerCapture) -> Gradients | None:
@@ -17,7 +17,7 @@ def convolution(capture: LayerCapture) -> Gradients | None:
     if capture.layout.axis != 0:
         return None
     if capture.use.operand == 2:
-        return _by_channel(capture, None)
+        return by_channel(capture)
     if capture.use.operand != 1:
         return None
     transposed = capture.saved("transposed")

@@ -6,11 +6,17 @@ broadcast along, except along the samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 
 from kinsight.capture import LayerCapture
-from kinsight.contractions import norm_over
+from kinsight.contractions import chunks, norm_over
 from kinsight.gradients import Built, Gradients
+
+Local = Callable[[slice], Tensor]
+"""Local derivatives of some samples, [n k ...]: worked out for a few at a time, they never leave the caches."""
 
 
 def add(capture: LayerCapture) -> Gradients | None:
@@ -60,7 +66,7 @@ def repeat(capture: LayerCapture) -> Gradients | None:
         return None
     split = [part for tile, size in zip(tiles, shape, strict=True) for part in (tile // size, size)]
     tiled = gradients.reshape(*gradients.shape[:2], *split)
-    return _sum(capture, tiled, tuple(range(2, tiled.dim(), 2)))
+    return sum_over(capture, tiled, tuple(range(2, tiled.dim(), 2)))
 
 
 def _scaled(capture: LayerCapture, derivative: Tensor | float) -> Gradients | None:
@@ -68,7 +74,7 @@ def _scaled(capture: LayerCapture, derivative: Tensor | float) -> Gradients | No
     if not isinstance(derivative, Tensor):
         return sum_to_weight(capture, capture.output_gradients * derivative)
     local = capture.layout.split(derivative.expand(capture.output_shape))
-    return sum_to_weight(capture, capture.output_gradients * local.unsqueeze(1))
+    return sum_to_weight(capture, capture.output_gradients, lambda rows: local[rows])
 
 
 def scaled(gradients: Tensor, factor: float) -> Tensor:
@@ -76,8 +82,8 @@ def scaled(gradients: Tensor, factor: float) -> Tensor:
     return gradients if factor == 1 else gradients * factor
 
 
-def sum_to_weight(capture: LayerCapture, gradients: Tensor) -> Gradients | None:
-    """Sum [n c ...] over all axes the weight was broadcast along.
+def sum_to_weight(capture: LayerCapture, gradients: Tensor, local: Local | None = None) -> Gradients | None:
+    """Sum [n c ...], times local derivatives, over all axes the weight was broadcast along.
 
     Returns None where the weight itself has one entry a sample: then it is data, not a weight.
     """
@@ -86,15 +92,24 @@ def sum_to_weight(capture: LayerCapture, gradients: Tensor) -> Gradients | None:
     if shape and shape[capture.layout.axis] != 1:
         return None
     axes = tuple(2 + axis for axis, size in enumerate(shape) if size == 1)
-    return _sum(capture, gradients, axes)
+    return sum_over(capture, gradients, axes, local)
 
 
-def _sum(capture: LayerCapture, gradients: Tensor, axes: tuple[int, ...]) -> Built:
+def sum_over(capture: LayerCapture, gradients: Tensor, axes: tuple[int, ...], local: Local | None = None) -> Built:
+    """Sum [n c ...], times local derivatives, over axes: gradients over the weight."""
     n, c = gradients.shape[:2]
     is_alone = all(gradients.shape[axis] == 1 for axis in axes)
-    values = gradients if is_alone else gradients.sum(dim=axes)
-    bound = None
-    if capture.keeps_bounds:
-        absolute = gradients.abs().sum(dim=axes) if axes else gradients.abs()
-        bound = norm_over(absolute.reshape(n, -1), 1)
-    return Built(values.reshape(n, c, *capture.weight_shape), bound)
+    parts, bounds = [], []
+    whole = local is None or capture.is_differentiable
+    for rows in [slice(0, n)] if whole else chunks(n, 4 * gradients[:1].numel(), SUM_BYTES):
+        part = gradients[rows] if local is None else gradients[rows] * local(rows).unsqueeze(1)
+        parts.append(part if is_alone else part.sum(dim=axes))
+        if capture.keeps_bounds:
+            absolute = part.abs().sum(dim=axes) if axes else part.abs()
+            bounds.append(norm_over(absolute.reshape(len(part), -1), 1))
+    values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return Built(values.reshape(n, c, *capture.weight_shape), torch.cat(bounds) if bounds else None)
+
+
+SUM_BYTES = 2**20
+"""Size of products that are summed at once: 13 times as fast as 33 MB of them on 2 cores with 1 MB of cache each."""
