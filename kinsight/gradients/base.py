@@ -50,6 +50,11 @@ class Gradients(ABC):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
     @property
+    def is_differentiated(self) -> bool:
+        """Whether autograd follows what is done with them."""
+        return any(tensor.requires_grad for tensor in self.tensors)
+
+    @property
     def is_moderate(self) -> bool:
         """Whether products of factors, and inner products of their products, are far from the ends of float32."""
         ends = [tensor.detach().aminmax() for tensor in self.tensors if tensor.is_floating_point()]

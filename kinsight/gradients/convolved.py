@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kinsight.contractions import chunks, mixed
 from kinsight.gradients.factored import Factored, Product, Sizes
+from kinsight.gradients.scratch import Scratch
 from kinsight.sketch import Projection
 
 
@@ -55,31 +56,41 @@ class Convolved(Product):
         _, c, k, g, o, *positions = self.output_gradients.shape
         return Sizes(k * math.prod(positions), g, math.prod(self.shape[1:]), o, c)
 
-    @property
-    def _is_differentiated(self) -> bool:
-        return any(tensor.requires_grad for tensor in self.tensors)
-
-    def factored(self) -> Factored:
+    def factored(self, scratch: Scratch | None = None) -> Factored:
         n, k = self.images.shape[:2]
-        patches = unfold(self.images.flatten(0, 1), self.shape[2:], self.output_gradients.shape[5:], self.geometry)
+        positions = self.output_gradients.shape[5:]
+        patches = unfold(self.images.flatten(0, 1), self.shape[2:], positions, self.geometry, scratch)
         patches = patches.reshape(n, k * patches.shape[1], *patches.shape[2:])
         pixels = self.output_gradients.flatten(5).permute(0, 1, 2, 5, 3, 4).flatten(2, 3)
         return Factored(patches, pixels, self.shape, gradient_first=True)
 
     def build(self) -> Tensor:
+        if self.is_differentiated:
+            step = self.images.element_size() * self.sizes.t * self.sizes.g * self.sizes.i
+            return torch.cat([self.rows(r.start, r.stop).factored().build() for r in chunks(self.n, step)])
+        values = self.output_gradients.new_empty(self.n, self.sizes.c, *self.shape)
+        self._build_into(values, Scratch())
+        return values
+
+    def multiplied(self, scratch: Scratch, place: str) -> Tensor:
+        if self.is_differentiated:
+            return self.build().flatten(2)
+        values = scratch.take(place, (self.n, self.sizes.c, *self.shape), self.output_gradients)
+        self._build_into(values, scratch)
+        return values.flatten(2)
+
+    def _build_into(self, values: Tensor, scratch: Scratch) -> None:
+        """The gradients, [n c *shape], patches made for a few samples at a time."""
         s = self.sizes
         step = self.images.element_size() * s.t * s.g * s.i
-        if self._is_differentiated:
-            return torch.cat([self.rows(r.start, r.stop).factored().build() for r in chunks(self.n, step)])
-        values = self.output_gradients.new_empty(self.n, s.c, *self.shape)
         for rows in chunks(self.n, step):
-            part = self.rows(rows.start, rows.stop).factored()
-            if s.c == s.g == 1:
-                matrices = values[rows].view(-1, s.o, s.i)
-                torch.bmm(part.output_gradients[:, 0, :, 0].transpose(1, 2), part.inputs[:, :, 0], out=matrices)
+            part = self.rows(rows.start, rows.stop).factored(scratch)
+            if s.g == 1:
+                matrices = values[rows].view(-1, s.c * s.o, s.i)
+                gradients = part.output_gradients[:, :, :, 0].transpose(2, 3).reshape(-1, s.c * s.o, s.t)
+                torch.bmm(gradients, part.inputs[:, :, 0], out=matrices)
             else:
                 values[rows] = part.build()
-        return values
 
     def _weight_gradient(self, rows: int | slice, gradients: Tensor) -> Tensor:
         """sum_n of the gradients of some samples, with other output gradients [n c ...] in place. [c *shape]."""
@@ -106,7 +117,7 @@ class Convolved(Product):
         return replace(self, images=self.images[:, :, start:stop], shape=(self.shape[0], stop - start, *self.shape[2:]))
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
-        if self._is_differentiated or weights.requires_grad:
+        if self.is_differentiated or weights.requires_grad:
             return self.factored().weighted_sum(weights)
         gradients = self.output_gradients
         combined = torch.einsum("knc,ncx->nkx", weights, gradients.flatten(2))
@@ -145,7 +156,13 @@ class Convolved(Product):
         return replace(self, images=self.images[start:stop], output_gradients=self.output_gradients[start:stop])
 
 
-def unfold(images: Tensor, window: Sequence[int], positions: Sequence[int], geometry: Geometry) -> Tensor:
+def unfold(
+    images: Tensor,
+    window: Sequence[int],
+    positions: Sequence[int],
+    geometry: Geometry,
+    scratch: Scratch | None = None,
+) -> Tensor:
     """Patches of images, [n t groups features], features = channels of a group x window.
 
     They lie in memory with positions last: rows of pixels are then copied whole.
@@ -155,6 +172,7 @@ def unfold(images: Tensor, window: Sequence[int], positions: Sequence[int], geom
         window: the kernel's size.
         positions: how many patches along each axis (t is their product).
         geometry: how the window moves.
+        scratch: where they may lie.
     """
     wide = F.pad(images, _padding(images.shape[2:], window, positions, geometry))
     n, channels = wide.shape[:2]
@@ -170,6 +188,8 @@ def unfold(images: Tensor, window: Sequence[int], positions: Sequence[int], geom
         wide.storage_offset(),
     )
     groups = geometry.groups
+    if scratch is not None:
+        view = scratch.take("patches", tuple(view.shape), images).copy_(view)
     patches = view.reshape(n, groups, channels // groups * math.prod(window), math.prod(positions))
     return patches.permute(0, 3, 1, 2)
 

@@ -13,6 +13,7 @@ from kinsight.contractions import chunks, in_float64, mixed, norm_over
 from kinsight.costs import BUILT_BYTES, is_gram_built, is_norm_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
+from kinsight.gradients.scratch import Scratch
 from kinsight.sketch import Projection
 
 
@@ -53,6 +54,15 @@ class Product(Gradients):
     @abstractmethod
     def narrow(self, start: int, stop: int) -> Product:
         """The gradients over input channels start:stop of a matrix without groups."""
+
+    @abstractmethod
+    def multiplied(self, scratch: Scratch, place: str) -> Float[Tensor, "n c p"]:
+        """The gradients of each output in one row, entries output feature by output feature (within each group).
+
+        Args:
+            scratch: where they may lie.
+            place: which part of it they then take.
+        """
 
     def compact(self, *, is_eager: bool) -> Gradients:
         s = self.sizes
@@ -118,6 +128,16 @@ class Factored(Product):
         product = torch.bmm(gradients, inputs).reshape(n, g, c, o, i)
         axes = (0, 2, 1, 3, 4) if self.gradient_first else (0, 2, 1, 4, 3)
         return product.permute(axes).reshape(n, c, *self.shape)
+
+    def multiplied(self, scratch: Scratch, place: str) -> Tensor:
+        n, t, g, i = self.inputs.shape
+        c, o = self.c, self.output_gradients.shape[-1]
+        if g > 1 or self.is_differentiated:
+            return self.build().flatten(2)
+        inputs, gradients = self.inputs[:, :, 0], self.output_gradients[:, :, :, 0]  # [n t i], [n c t o]
+        values = scratch.take(place, (n, c * o, i), inputs)
+        torch.bmm(gradients.transpose(2, 3).reshape(n, c * o, t), inputs, out=values)
+        return values.view(n, c, o * i)
 
     def mix(self, mixing: Tensor) -> Factored:
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,15 +23,23 @@ from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.factored import Product
 from kinsight.gradients.looked_up import LookedUp
+from kinsight.gradients.scratch import Scratch
 from kinsight.gradients.summed import Summed
 
 
 @dataclass(eq=False)
 class Products:
-    """Remembers the last product of two matrices: a layer's weight and bias both need that of its output gradients."""
+    """What one Gram block of many parameters shares from one to the next.
+
+    Args:
+        factors, value: the last product of two matrices: a layer's weight and bias both need that of its output
+            gradients.
+        scratch: memory for gradients that only pass through.
+    """
 
     factors: tuple[Tensor, Tensor] | None = None
     value: Tensor | None = None
+    scratch: Scratch = field(default_factory=Scratch)
 
     def of(self, x: Tensor, y: Tensor) -> Tensor:
         """x y^T of matrices [n p] and [m p]. [n m]. Not to be written into."""
@@ -106,7 +114,7 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     n_pairs = b.c if form == "blocks" else 0
     is_built = is_gram_built(n=x.n, m=0 if x is y else y.n, t=a.t, s=b.t, g=a.g, i=a.i, o=a.o, c=a.c, d=n_pairs)
     if is_built:
-        return _by_channels(x, y, form)
+        return _by_channels(x, y, form, products.scratch)
     layer_x = x.factored()
     layer_y = layer_x if x is y else y.factored()
     if a.t == b.t == a.g == 1 and form == "trace":
@@ -118,7 +126,7 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     return position_gram(both, (layer_x.output_gradients, layer_y.output_gradients), form)
 
 
-def _by_channels(x: Product, y: Product, form: Form) -> Tensor:
+def _by_channels(x: Product, y: Product, form: Form, scratch: Scratch) -> Tensor:
     """Gram block of built gradients, as many input channels at a time as fit in `PASSING_BYTES`."""
     s, n_channels = x.sizes, x.n_channels
     element = x.tensors[0].element_size()
@@ -128,8 +136,8 @@ def _by_channels(x: Product, y: Product, form: Form) -> Tensor:
     for start in range(0, n_channels, step):
         stop = min(n_channels, start + step)
         is_whole = step >= n_channels
-        values = x.build() if is_whole else x.narrow(start, stop).build()
-        others = values if x is y else y.build() if is_whole else y.narrow(start, stop).build()
+        values = (x if is_whole else x.narrow(start, stop)).multiplied(scratch, "rows")
+        others = values if x is y else (y if is_whole else y.narrow(start, stop)).multiplied(scratch, "columns")
         part = _of_built(values, others, form)
         total = part if total is None else total + part
     assert total is not None
