@@ -1,6 +1,6 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs setup clean
+.PHONY: help demo test check docs bench setup clean
 
 python := .venv/bin/python
 
@@ -21,6 +21,17 @@ check: setup  ## ruff and mypy
 
 docs: setup  ## write docs/api.md anew from the docstrings
 	$(python) scripts/api_page.py
+
+bench: setup  ## time kinsight against its floors and peers, write docs/benchmarks.md, fail if it became slower
+	$(python) -m benchmarks.gram
+	$(python) -m benchmarks.gram --outputs 10
+	$(python) -m benchmarks.gram --outputs 10 --form blocks
+	$(python) -m benchmarks.rectangle
+	$(python) -m benchmarks.soft_count
+	$(python) -m benchmarks.soft_count --outputs 10
+	$(python) -m benchmarks.soft_count lenet --scale 0.25
+	$(python) -m benchmarks.page
+	$(python) -m benchmarks.guard
 
 setup:  ## make .venv, unless it is there and up to date (the other targets do this)
 	@bash scripts/setup.sh

@@ -3,74 +3,85 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import CPU, timed
 
-def passes(model: nn.Module, x: Tensor, n_outputs: int = 1) -> Callable[[], object]:
-    """One forward pass and one backward pass an output, without gradients over weights.
+
+def passes(model: nn.Module, batches: Sequence[Tensor], n_outputs: int = 1) -> Callable[[], object]:
+    """One forward pass and one backward pass an output, without gradients over weights, batch after batch.
 
     The backward pass ends at the output of the first layer that has weights, as it has to for that layer's gradients.
     """
     owners = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    start: list[Tensor] = []
 
-    def run() -> object:
-        start: list[Tensor] = []
+    def begin(module: nn.Module, inputs: Any, returned: Tensor) -> Tensor | None:
+        if start:
+            return None  # only the first module to be done
+        start.append(returned.detach().requires_grad_())
+        return start[0]
 
-        def begin(module: nn.Module, inputs: Any, returned: Tensor) -> Tensor | None:
-            if start:
-                return None  # only the first module to be done
-            start.append(returned.detach().requires_grad_())
-            return start[0]
-
+    def run() -> None:
         handles = [module.register_forward_hook(begin) for module in owners]
         flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         try:
-            outputs = model(x)
-            for output in range(n_outputs):
-                found = torch.autograd.grad(outputs[:, output].sum(), start, retain_graph=output + 1 < n_outputs)
+            for x in batches:
+                start.clear()
+                outputs = model(x)
+                for output in range(n_outputs):
+                    torch.autograd.grad(outputs[:, output].sum(), start, retain_graph=output + 1 < n_outputs)
         finally:
+            start.clear()
             for handle in handles:
                 handle.remove()
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-        return found
 
     return run
 
 
-def plain(model: nn.Module, x: Tensor, n_outputs: int = 1) -> Callable[[], object]:
-    """One forward pass and one backward pass an output, gradients over weights included: a step of training."""
+def plain(model: nn.Module, batches: Sequence[Tensor], n_outputs: int = 1) -> Callable[[], object]:
+    """One forward pass and one backward pass an output, gradients over weights included: an epoch of training."""
     parameters = list(model.parameters())
 
-    def run() -> object:
-        outputs = model(x)
-        for output in range(n_outputs):
-            found = torch.autograd.grad(
-                outputs[:, output].sum(), parameters, retain_graph=output + 1 < n_outputs, allow_unused=True
-            )
-        return found
+    def run() -> None:
+        for x in batches:
+            outputs = model(x)
+            for output in range(n_outputs):
+                torch.autograd.grad(
+                    outputs[:, output].sum(), parameters, retain_graph=output + 1 < n_outputs, allow_unused=True
+                )
 
     return run
 
 
-def gemm_rate(seconds: float = 0.5) -> float:
+def gemm_rate(seconds: float = 0.5, device: torch.device = CPU) -> float:
     """Multiply-adds a second of a large float32 matrix product, the best of several."""
-    a = torch.randn(2048, 2048)
+    n = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device)
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
-        start = time.perf_counter()
-        a @ a
-        best = max(best, 2048**3 / (time.perf_counter() - start))
+        best = max(best, n**3 / timed(lambda: a @ a, device)[0])
     return best
 
 
-def contraction(model: nn.Module, x: Tensor, n: int, m: int, n_outputs: int = 1, *, is_same: bool = False) -> float:
+def contraction(
+    model: nn.Module,
+    x: Tensor,
+    n: int,
+    m: int,
+    n_outputs: int = 1,
+    *,
+    is_same: bool = False,
+    is_blocks: bool = False,
+) -> float:
     """Multiply-adds of the inner products of all weights: the cheaper of factors and built gradients, layer by layer.
 
     Args:
@@ -80,6 +91,7 @@ def contraction(model: nn.Module, x: Tensor, n: int, m: int, n_outputs: int = 1,
         m: columns.
         n_outputs: whose kernels are added up.
         is_same: whether rows and columns are the same samples, whose gradients are built once.
+        is_blocks: whether each output meets each other one, instead of itself only.
     """
     sizes: list[tuple[int, int, int]] = []
 
@@ -103,8 +115,8 @@ def contraction(model: nn.Module, x: Tensor, n: int, m: int, n_outputs: int = 1,
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
-    total = 0.0
+    total, n_products = 0.0, n_outputs**2 if is_blocks else n_outputs
     for t, i, o in sizes:
-        built = (n if is_same else n + m) * t * n_outputs * i * o * (t > 1) + n * m * n_outputs * i * o
-        total += min(built, n * m * t * t * (i + n_outputs * o))
+        built = (n if is_same else n + m) * t * n_outputs * i * o * (t > 1) + n * m * n_products * i * o
+        total += min(built, n * m * t * t * (i + n_products * o))
     return total

@@ -1,6 +1,7 @@
 """Exact Gram block of n samples with themselves: `python -m benchmarks.gram [network ...]`.
 
-One output for every network; with `--outputs 10`, the trace over ten.
+One output for every network. With `--outputs 10`, over ten of them: the trace, or with `--form blocks` every output
+with every other one.
 """
 
 from __future__ import annotations
@@ -10,79 +11,94 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks import floors, peers
-from benchmarks.networks import NETWORKS
-from benchmarks.timing import interleaved, store
-from kinsight import GradientKernel
+from benchmarks import floors, jobs, peers
+from benchmarks.jobs import KINSIGHT
+from benchmarks.timing import CPU, Timing, interleaved
+from kinsight import GradientKernel, Samples
 
 SIZES = {"mlp": 1024, "lenet": 512, "vit": 64, "resnet18": 128, "encoder": 64}
 SIZES_OF_TEN = {"mlp": 256, "lenet": 128}
-MAX_BYTES = 3 * 2**29
 CHUNKS = {"resnet18": 32}
 """Samples that torch.func takes at a time, where all at once do not fit in memory."""
 
 
-def measure(name: str, n_outputs: int, n_runs: int) -> None:
+def floor_of(
+    model: nn.Module, x: Tensor, timings: dict[str, Timing], n_outputs: int = 1, *, is_blocks: bool = False
+) -> float:
+    """Seconds of the passes without weight gradients, and of the contraction at the GEMM's rate."""
+    n = len(x)
+    work = floors.contraction(model, x[:2], n, n, n_outputs, is_same=True, is_blocks=is_blocks)
+    return timings[jobs.PASSES].median + work / floors.gemm_rate(device=x.device)
+
+
+def times_floor(name: str, n: int, n_runs: int, device: torch.device = CPU) -> float:
+    """kinsight over its floor, one output, and nothing else timed."""
+    model, x = jobs.inputs(name, n, device)
+    kernel = jobs.kernel_of(model)
+    ways = {KINSIGHT: partial(kernel, x), jobs.PASSES: floors.passes(model, [x])}
+    timings = interleaved(ways, n_runs=n_runs, device=device)
+    return timings[KINSIGHT].median / floor_of(model, x, timings)
+
+
+def measure(name: str, n: int, given: argparse.Namespace) -> None:
     """Time one network, and store it."""
-    network = NETWORKS[name]
-    model = network.build()
-    n = (SIZES if n_outputs == 1 else SIZES_OF_TEN)[name]
-    x = network.batch(n)
-    output = (lambda returned: returned[:, 0]) if n_outputs == 1 else "logits"
-    kernel = GradientKernel(model, output, max_bytes=MAX_BYTES)
-    kernel(x)  # the first call of a kernel proves itself: reported apart
-    results: dict[str, Tensor] = {}
+    n_outputs, is_blocks = given.outputs, given.form == "blocks"
+    model, x = jobs.inputs(name, n, given.device)
+    batches = x.split(jobs.kernel_of(model, n_outputs).block_size(Samples(x)))
 
-    def keep(way: str, job: Callable[[], Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            results[way] = job()
-
-        return run
+    def ask(kernel: GradientKernel, x: Tensor) -> Tensor:
+        return kernel.blocks(x) if is_blocks else kernel(x)
 
     ways: dict[str, Callable[[], object]] = {
-        "kinsight": keep("kinsight", partial(kernel, x)),
-        "kinsight, first call": lambda: GradientKernel(model, output, max_bytes=MAX_BYTES)(x),
-        "forward and backward": floors.plain(model, x, n_outputs),
-        "without weight gradients": floors.passes(model, x, n_outputs),
+        KINSIGHT: partial(ask, jobs.kernel_of(model, n_outputs), x),
+        jobs.FIRST: lambda: ask(jobs.kernel_of(model, n_outputs), x),
+        jobs.PLAIN: floors.plain(model, batches, n_outputs),
+        jobs.PASSES: floors.passes(model, batches, n_outputs),
+        **peers_of(name, model, x, n_outputs, is_blocks=is_blocks),
     }
-    if name != "encoder":  # tokens have no gradient to map over
-        ways["torch.func"] = keep(
-            "torch.func", partial(peers.gram_by_torch_func, model, x, n_outputs, chunk=CHUNKS.get(name))
-        )
+    timings = interleaved(ways, n_runs=given.runs, device=given.device)
+    facts = {
+        **jobs.against_floor(timings, floor_of(model, x, timings, n_outputs, is_blocks=is_blocks)),
+        **jobs.against_plain(timings),
+        **jobs.against_peers(timings),
+        **jobs.memory(timings, 8 * n**2 * (n_outputs**2 if is_blocks else 1), n_outputs if is_blocks else 1),
+    }
+    model, (x,) = jobs.in_float64(model, x)
+    truth = ask(jobs.kernel_of(model, n_outputs), x)
+    for way in (KINSIGHT, *jobs.peers_of(timings)):
+        timings[way].compare(truth)
+    form = "" if n_outputs == 1 else f"-{given.form}"
+    jobs.keep("gram", name, f"n{n}-c{n_outputs}{form}", given, timings, facts)
+
+
+def peers_of(
+    name: str, model: nn.Module, x: Tensor, n_outputs: int, *, is_blocks: bool
+) -> dict[str, Callable[[], Tensor]]:
+    """Who else does it; of the trace, the mean over outputs, as kinsight gives it."""
+    chunk = CHUNKS.get(name)
+    if is_blocks:
+        return {"torch.func": partial(peers.blocks_by_torch_func, model, x, n_outputs, chunk=chunk)}
+    ways: dict[str, Callable[[], Tensor]] = {
+        "torch.func": lambda: peers.gram_by_torch_func(model, x, n_outputs, chunk=chunk) / n_outputs
+    }
     if name in ("vit", "resnet18", "encoder"):
-        ways["one sample at a time"] = keep(
-            "one sample at a time", partial(peers.gram_one_at_a_time, model, x, n_outputs)
-        )
-    timings = interleaved(ways, n_runs=n_runs)
-    truth = GradientKernel(network.build().double(), output, max_bytes=MAX_BYTES)(
-        x.double() if x.is_floating_point() else x
-    )
-    for way, found in results.items():
-        found = found / (n_outputs if way != "kinsight" else 1)
-        timings[way].max_error = float((found - truth).norm() / truth.norm())
-    work = floors.contraction(model, x[:2], n, n, n_outputs, is_same=True)
-    floor = timings["without weight gradients"].median + work / floors.gemm_rate()
-    fastest = min((timings[peer].median, peer) for peer in ("torch.func", "one sample at a time") if peer in timings)
-    store(
-        "gram", f"{name}-n{n}-c{n_outputs}", f"python -m benchmarks.gram {name} --outputs {n_outputs}", timings,
-        floor_seconds=floor, times_floor=timings["kinsight"].median / floor,
-        times_ahead=fastest[0] / timings["kinsight"].median, fastest_peer=fastest[1],
-    )  # fmt: skip
+        ways["one sample at a time"] = lambda: peers.gram_one_at_a_time(model, x, n_outputs) / n_outputs
+    return ways
 
 
 def main() -> None:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("networks", nargs="*")
-    parser.add_argument("--outputs", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    for name in options.networks or (SIZES if options.outputs == 1 else SIZES_OF_TEN):
-        measure(name, options.outputs, options.runs)
+    parser = jobs.parser(__doc__)
+    parser.add_argument("--outputs", type=int, choices=(1, 10), default=1)
+    parser.add_argument("--form", choices=("trace", "blocks"), default="trace")
+    given = jobs.parsed(parser)
+    if given.form == "blocks" and given.outputs == 1:
+        parser.error("--form blocks needs --outputs 10: of one output, the blocks are the Gram block itself")
+    sizes = SIZES if given.outputs == 1 else SIZES_OF_TEN
+    for name in jobs.chosen(given, sizes):
+        measure(name, jobs.scaled(sizes[name], given), given)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import page as benchmarks_page
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 API_PAGE = ROOT / "docs" / "api.md"  # written from docstrings: its examples run as doctests
+BENCHMARKS_PAGE = ROOT / "docs" / "benchmarks.md"
 PAGES = [README, *sorted(page for page in (ROOT / "docs").glob("*.md") if page != API_PAGE)]
 LINKED = [*PAGES, API_PAGE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
@@ -206,3 +209,9 @@ def test_continuous_integration_runs_the_readme_command():
 def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_benchmarks_page_is_up_to_date():
+    assert read(BENCHMARKS_PAGE) == benchmarks_page.page(), (
+        "docs/benchmarks.md is out of date: run `python -m benchmarks.page`"
+    )
