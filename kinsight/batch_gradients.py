@@ -109,16 +109,6 @@ class BatchGradients:
         return replace(self, by_parameter=parts)
 
     @full_precision()
-    def normed(self) -> tuple[BatchGradients, SelfBlocks]:
-        """`self_blocks`, and the gradients in the forms that came of computing them."""
-        total = in_float64(self.outputs.new_zeros(len(self), self.n_outputs, self.n_outputs))
-        parts = {}
-        for name, gradients in self.by_parameter.items():
-            parts[name], own = gradients.normed()
-            total = total + own
-        return replace(self, by_parameter=parts), total
-
-    @full_precision()
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:
         """sum_nc weights[k, n, c] grad_nc. [k n c] -> name -> [k *shape]."""
         return {name: each.weighted_sum(weights.to(each.tensors[0])) for name, each in self.by_parameter.items()}

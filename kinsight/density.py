@@ -11,22 +11,19 @@ Samples with zero gradient have no similarity: they add nothing to any count, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kinsight.contractions import in_float64
-from kinsight.errors import InputError, ModelError, UnknownNameError
-from kinsight.forward_mode import output_moves
+from kinsight.errors import InputError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization, warn_undefined
 from kinsight.neighbors import self_positions
 from kinsight.progress import progress_bar
-from kinsight.samples import Batch, Id, Samples
-
-Route = Literal["auto", "forward", "captures"]
+from kinsight.samples import Id, Samples
+from kinsight.unit_sum import Route, UnitSum
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +84,8 @@ def soft_count(
         normalization: 'whitened' or 'flat' similarity.
         include_self: whether a query that is in the data, by id, counts itself.
         route: how S is read: 'forward' (forward-mode derivative; only for the data's own samples), 'captures' (as S was
-            made), or 'auto': forward, and captures where the model has no forward-mode derivative.
+            made), or 'auto': from the captures of the first pass as far as they fit in half of the kernel's
+            `max_bytes`, then forward for one output, and captures for several or where the model has no forward mode.
         progress: whether to show a progress bar.
 
     Returns:
@@ -97,131 +95,21 @@ def soft_count(
     targets = samples if queries is None or queries is data else Samples.wrap(queries)
     if route not in ("auto", "forward", "captures"):
         raise UnknownNameError(f"route {route!r} is unknown: use 'auto', 'forward' or 'captures'.")
-    if route == "forward" and targets is not samples:
+    is_own = targets is samples
+    if route == "forward" and not is_own:
         raise InputError(
             "route='forward' reads the data's own samples only: their norms are known from the first pass."
         )
-    size = kernel.block_size(samples)
-    total: dict[str, Tensor] = {}
-    mixings: list[Tensor] = []
+    total = UnitSum(kernel, normalization, max_kept=kernel.max_bytes // 2 if is_own and route == "auto" else 0)
     with progress_bar("soft count", len(samples) + len(targets), is_shown=progress) as advance:
-        for batch in samples.batches(size):
-            unit = kernel.unit_gradients(batch, normalization)
-            _add(total, unit.sum())
-            mixings.append(unit.mixing)
+        for batch in samples.batches(kernel.block_size(samples)):
+            total.add(batch)
             advance(len(batch))
-        values, how = _read(kernel, targets, total, mixings, size, normalization, route, targets is samples, advance)
+        values, how = total.read_own(samples, route, advance) if is_own else total.read(targets, advance)
     if not include_self:
         values = values - (self_positions(targets, samples) >= 0).to(values)
     warn_undefined([targets.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
     return Counts(targets.ids, values, len(samples), normalization, include_self, how)
-
-
-def _add(total: dict[str, Tensor], part: Mapping[str, Tensor]) -> None:
-    for name, value in part.items():
-        total[name] = total[name] + in_float64(value) if name in total else in_float64(value)
-
-
-def _read(
-    kernel: GradientKernel,
-    targets: Samples,
-    total: dict[str, Tensor],
-    mixings: list[Tensor],
-    size: int,
-    normalization: Normalization,
-    route: Route,
-    is_own: bool,
-    advance: Callable[[int], None],
-) -> tuple[Tensor, str]:
-    """u(x) . S for every target, and by which route."""
-    if is_own and route != "captures":
-        values = _read_all_forward(kernel, targets, total, mixings, size, normalization, route, advance)
-        if values is not None:
-            return values, "forward mode"
-    parts: list[Tensor] = []
-    for batch in targets.batches(size):
-        parts.append(_read_captures(kernel, batch, total, normalization))
-        advance(len(batch))
-    return torch.cat(parts), "captures"
-
-
-def _read_all_forward(
-    kernel: GradientKernel,
-    targets: Samples,
-    total: dict[str, Tensor],
-    mixings: list[Tensor],
-    size: int,
-    normalization: Normalization,
-    route: Route,
-    advance: Callable[[int], None],
-) -> Tensor | None:
-    """u(x) . S by forward mode; None where the model has none that agrees with its backward mode.
-
-    The first batch is compared with the captures, and in the end all of it with what has to hold exactly:
-    sum_n N_S(x_n) = sum_n u(x_n) . S = |S|^2.
-    """
-    parts: list[Tensor] = []
-    for place, batch in enumerate(targets.batches(size)):
-        if place == 0 and route == "auto":
-            parts.append(_read_captures(kernel, batch, total, normalization))
-            if not _agrees(parts[0], kernel, batch, total, mixings[0]):
-                return None
-        else:
-            try:
-                parts.append(_read_forward(kernel, batch, total, mixings[place]).cpu())
-            except (NotImplementedError, RuntimeError):  # an operation without a forward mode, in this batch only
-                if route == "forward":
-                    raise
-                return None
-        advance(len(batch))
-    values = torch.cat(parts)
-    square = sum(float(value.square().sum()) for value in total.values())
-    scale = max(square, float(values.nan_to_num().abs().sum()))
-    if abs(float(values.nansum()) - square) > _tolerance(kernel) * scale:
-        if route == "forward":
-            raise ModelError(
-                f"The soft counts read in forward mode add up to {float(values.nansum()):.6g}, and must to "
-                f"{square:.6g}: the model's forward-mode derivative is not its backward one (hooks, a custom backward "
-                "function). Use route='captures'."
-            )
-        return None
-    return values
-
-
-def _tolerance(kernel: GradientKernel) -> float:
-    return 1e-9 if kernel.precision == torch.float64 else 1e-4 if kernel.precision == torch.float32 else 1e-2
-
-
-def _agrees(truth: Tensor, kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor) -> bool:
-    """Whether forward mode exists for this model and gives what the captures gave.
-
-    Not so for gradients that are altered on their way back: by hooks, by custom backward functions.
-    """
-    try:
-        found = _read_forward(kernel, batch, total, mixing).cpu()
-    except (NotImplementedError, RuntimeError):
-        return False
-    scale = float(truth.nan_to_num().abs().max())
-    return bool(torch.allclose(found, truth, rtol=0, atol=_tolerance(kernel) * scale, equal_nan=True))
-
-
-def _read_captures(
-    kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], normalization: Normalization
-) -> Tensor:
-    """u(x) . S from the layer captures. [n]."""
-    unit = kernel.unit_gradients(batch, normalization)
-    return unit.dot(total).masked_fill(~unit.is_defined, torch.nan).cpu()
-
-
-def _read_forward(kernel: GradientKernel, batch: Batch, total: Mapping[str, Tensor], mixing: Tensor) -> Tensor:
-    """sum_ac mixing[n, a, c] (grad f_c . S_a). [n]."""
-    moved = batch.to(kernel.device)
-    moves = [
-        output_moves(kernel.model, moved, kernel.output, kernel.parameters, {k: v[a] for k, v in total.items()})
-        for a in range(mixing.shape[1])
-    ]
-    values = (mixing * in_float64(torch.stack(moves, dim=1))).sum(dim=(1, 2))
-    return values.masked_fill(~(mixing != 0).flatten(1).any(dim=1), torch.nan)
 
 
 def hard_count(

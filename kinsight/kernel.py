@@ -159,7 +159,8 @@ class GradientKernel:
         A sample with zero gradient becomes zero: it adds nothing to any sum.
         """
         batch = as_batch(x).to(self.device)
-        gradients, own = self.gradients(batch).normed()
+        gradients = self.gradients(batch)
+        own = gradients.self_blocks()
         check_finite(own, batch, "gradients")
         c = own.shape[1]
         squares = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0)
@@ -315,7 +316,10 @@ class GradientKernel:
             return block
 
         prepared = self.each(rows, lambda batch: self.unit_gradients(batch, normalization))
-        if columns is None:
+        if columns is None and prepared.is_one and combine is UnitGradients.gram:
+            for batch in batches(rows, prepared.batch_size):
+                yield slice(0, len(batch)), slice(0, len(batch)), self._with_itself(batch, normalization, undefined)
+        elif columns is None:
             yield from symmetric_pair_blocks(
                 prepared, values, lambda block: block.transpose(0, 1), max_bytes=self.max_bytes // 2
             )
@@ -323,6 +327,22 @@ class GradientKernel:
             others = self.each(columns, prepared.prepare)
             yield from pair_blocks(prepared, others, values, max_bytes=self.max_bytes // 2)
         warn_undefined(list(undefined))
+
+    def _with_itself(self, batch: Batch, normalization: Normalization, undefined: dict[Id, None]) -> Tensor:
+        """Similarities of one batch. Where one number normalizes a gradient, the Gram block has it on its diagonal."""
+        gradients = self.gradients(batch)
+        if normalization == "flat" or gradients.n_outputs == 1:
+            block = gradients.gram(gradients)
+            check_finite(block.diagonal(), batch, "gradients")
+            unit = UnitGradients.scaled(gradients, block.diagonal().clamp(min=0).sqrt())
+            block = unit.normalized(block, unit) if unit.scale is not None else unit.gram(unit)
+        else:
+            unit = self.unit_gradients(batch, normalization)
+            block = unit.gram(unit)
+        undefined.update(dict.fromkeys(unit.undefined_ids))
+        block[~unit.is_defined] = torch.nan
+        block[:, ~unit.is_defined] = torch.nan
+        return block
 
     def each(self, source: Source, prepare: Callable[[Batch], Prepared]) -> Blocks[Prepared]:
         """A source made ready batch by batch, in batches whose gradients fit in memory."""

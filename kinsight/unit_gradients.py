@@ -10,11 +10,8 @@ from torch import Tensor
 
 from kinsight.axes import Mask, Mixing, PerSample
 from kinsight.batch_gradients import BatchGradients
-from kinsight.contractions import Form
+from kinsight.contractions import SAFE_NORMS, Form
 from kinsight.samples import Id
-
-SAFE_NORMS = (1e-12, 1e12)
-"""Norms between which squares of gradients are far from the ends of float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +66,10 @@ class UnitGradients:
 
     def gram(self, other: UnitGradients, form: Form = "trace") -> Tensor:
         """Similarities with another batch. [n m], [n m c] (diagonal) or [n m c c] (blocks)."""
-        block = self.gradients.gram(other.gradients, form)
+        return self.normalized(self.gradients.gram(other.gradients, form), other)
+
+    def normalized(self, block: Tensor, other: UnitGradients) -> Tensor:
+        """A Gram block of the gradients with another batch's, written over with what is left to normalize."""
         axes = (1,) * (block.dim() - 2)
         if self.scale is not None:
             block *= self.scale.to(block).reshape(-1, 1, *axes)

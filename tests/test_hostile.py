@@ -349,7 +349,7 @@ class OnlyBackward(torch.autograd.Function):
 def test_forward_mode_that_is_missing_in_a_later_batch() -> None:
     x = torch.randn(6, 5, dtype=torch.float64)
     x[5, 0] = 6
-    kernel = GradientKernel(LateAttention().double(), batch_size=2)
+    kernel = GradientKernel(LateAttention().double(), batch_size=2, max_bytes=1)
     found = kinsight.soft_count(kernel, x)
     assert found.route == "captures"
     assert error(found.values, kernel.similarity(x).sum(dim=1)) < EXACT

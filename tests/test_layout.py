@@ -49,6 +49,7 @@ ORDER = [
     "stream",
     "kernel",
     "neighbors",
+    "unit_sum",
     "density",
     "labels",
     "explorer",

@@ -113,7 +113,3 @@ class Gradients(ABC):
             is_eager: built also where that takes more memory.
         """
         return self
-
-    def normed(self) -> tuple[Gradients, Float[Tensor, "n c c"]]:
-        """`self_blocks`, and the gradients in whatever form came of computing them."""
-        return self, self.self_blocks()

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, mixed, norm_over, self_product
+from kinsight.contractions import chunks, mixed, norm_over, row_norms, self_product
 from kinsight.gradients.base import Gradients
 from kinsight.sketch import Projection
 
@@ -48,7 +48,7 @@ class Built(Gradients):
     def self_blocks(self) -> Tensor:
         flat = self.flat
         if self.c == 1:
-            return norm_over(flat, (1, 2)).square()[:, None, None]
+            return row_norms(flat[:, 0]).square()[:, None, None]
         return torch.cat([self_product(flat[rows]) for rows in chunks(self.n, 8 * flat[:1].numel())])
 
     def weighted_sum(self, weights: Tensor) -> Tensor:

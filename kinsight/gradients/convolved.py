@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, mixed
+from kinsight.contractions import chunks, combined, mixed
 from kinsight.gradients.factored import Factored, Product, Sizes
 from kinsight.gradients.scratch import Scratch
 from kinsight.sketch import Projection
@@ -92,9 +92,8 @@ class Convolved(Product):
             else:
                 values[rows] = part.build()
 
-    def _weight_gradient(self, rows: int | slice, gradients: Tensor) -> Tensor:
+    def _weight_gradient(self, rows: slice, gradients: Tensor) -> Tensor:
         """sum_n of the gradients of some samples, with other output gradients [n c ...] in place. [c *shape]."""
-        rows = slice(rows, rows + 1) if isinstance(rows, int) else rows
         images = self.images[rows].flatten(0, 1)
         n, c, k, g, o, *positions = gradients.shape
         stacked = gradients.permute(0, 2, 3, 1, 4, *range(5, gradients.dim())).reshape(n * k, g * c * o, *positions)
@@ -119,9 +118,10 @@ class Convolved(Product):
     def weighted_sum(self, weights: Tensor) -> Tensor:
         if self.is_differentiated or weights.requires_grad:
             return self.factored().weighted_sum(weights)
-        gradients = self.output_gradients
-        combined = torch.einsum("knc,ncx->nkx", weights, gradients.flatten(2))
-        return self._weight_gradient(slice(0, self.n), combined.reshape(self.n, -1, *gradients.shape[2:]))
+        total = self.images.new_zeros(weights.shape[0], *self.shape)
+        for rows in chunks(self.n, 4 * weights.shape[0] * self.output_gradients[:1, 0].numel()):
+            total += self._weight_gradient(rows, combined(weights[:, rows], self.output_gradients[rows]))
+        return total
 
     def dot(self, directions: Tensor) -> Tensor:
         _, _, k, g, o, *_ = self.output_gradients.shape

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, in_float64, mixed, norm_over
-from kinsight.costs import BUILT_BYTES, is_gram_built, is_norm_built
+from kinsight.contractions import chunks, combined, in_float64, mixed, norm_over
+from kinsight.costs import is_gram_built, is_norm_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.scratch import Scratch
@@ -70,22 +70,14 @@ class Product(Gradients):
         is_faster = is_gram_built(n=64, m=64, t=s.t, s=s.t, g=s.g, i=s.i, o=s.o, c=s.c)
         return Built(self.build()) if is_faster and (is_eager or is_smaller) else self
 
-    def normed(self) -> tuple[Gradients, Tensor]:
-        s = self.sizes
-        is_small = 4 * self.n * s.c * s.g * s.i * s.o <= BUILT_BYTES
-        if is_small and is_norm_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c):
-            built = Built(self.build())
-            return built, built.self_blocks()
-        return self, self.self_blocks()
-
     def self_blocks(self) -> Tensor:
         s = self.sizes
         if is_norm_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c):
-            step = 8 * s.c * s.g * s.i * s.o
-            return torch.cat([Built(self.rows(r.start, r.stop).build()).self_blocks() for r in chunks(self.n, step)])
+            scratch = Scratch()
+            parts = (self.rows(r.start, r.stop) for r in chunks(self.n, 4 * s.c * s.g * s.i * s.o))
+            return torch.cat([Built(part.multiplied(scratch, "rows")).self_blocks() for part in parts])
         step = self.tensors[0].element_size() * s.t * s.g * (s.i + s.c * s.o)
-        parts = (self.rows(r.start, r.stop) for r in chunks(self.n, step))
-        return torch.cat([part.factored()._own_products() for part in parts])
+        return torch.cat([self.rows(r.start, r.stop).factored()._own_products() for r in chunks(self.n, step)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,12 +161,14 @@ class Factored(Product):
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         n, t, g, i = self.inputs.shape
-        gradients = torch.einsum("knc,nctgo->gkont", weights, self.output_gradients)
-        k, o = gradients.shape[1:3]
-        inputs = self.inputs.permute(2, 0, 1, 3).reshape(g, n * t, i)
-        product = torch.bmm(gradients.reshape(g, k * o, n * t), inputs).reshape(g, k, o, i)
+        k, o = weights.shape[0], self.output_gradients.shape[-1]
+        total = self.inputs.new_zeros(g, k * o, i)
+        for rows in [slice(0, n)] if self.is_differentiated else chunks(n, 4 * t * g * (i + k * o)):
+            gradients = combined(weights[:, rows], self.output_gradients[rows])  # [n k t g o]
+            gradients = gradients.permute(3, 1, 4, 0, 2).reshape(g, k * o, -1)
+            total = torch.baddbmm(total, gradients, self.inputs[rows].permute(2, 0, 1, 3).reshape(g, -1, i))
         axes = (1, 0, 2, 3) if self.gradient_first else (1, 0, 3, 2)
-        return product.permute(axes).reshape(k, *self.shape)
+        return total.reshape(g, k, o, i).permute(axes).reshape(k, *self.shape)
 
     def dot(self, directions: Tensor) -> Tensor:
         n, t, g, i = self.inputs.shape
