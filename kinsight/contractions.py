@@ -174,7 +174,7 @@ def row_norms(rows: Tensor) -> Tensor:
     if rows.dtype != torch.float32 or p < 2 * PIECE or rows.requires_grad:
         return norm_over(rows, 1)
     whole = p - p % PIECE
-    pieces = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, PIECE)), dim=2)
+    pieces = torch.linalg.vector_norm(rows[:, :whole].reshape(n, -1, PIECE), dim=2)
     pieces = torch.cat([pieces, torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)], dim=1)
     norms = norm_over(pieces, 1)
     is_safe = bool(((norms > SAFE_NORMS[0]) & (norms < SAFE_NORMS[1])).all())

@@ -45,8 +45,12 @@ def is_norm_built(*, t: int, g: int, i: int, o: int, c: int) -> bool:
         return False
     built = g * c * i * o * (BUILD * t + MOVE + c)
     factored = g * t * t * (i + c * o + MOVE) + g * c * c * t * o
-    return built < factored
+    return built < DOUBLE * factored
 
+
+DOUBLE = 4
+"""Time of many small products in float64 next to that in float32. Norms from factors need float64: they are sums of
+t^2 terms, of which most cancel."""
 
 BUILT_BYTES = 256 * 2**20
 """Largest size of built gradients that are held beside those that are needed anyhow."""

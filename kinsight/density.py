@@ -83,9 +83,9 @@ def soft_count(
         queries: the samples counted around; the data itself where left out.
         normalization: 'whitened' or 'flat' similarity.
         include_self: whether a query that is in the data, by id, counts itself.
-        route: how S is read: 'forward' (forward-mode derivative; only for the data's own samples), 'captures' (as S was
-            made), or 'auto': from the captures of the first pass as far as they fit in half of the kernel's
-            `max_bytes`, then forward for one output, and captures for several or where the model has no forward mode.
+        route: how S is read: from 'captures', as S was made; 'auto': the same, without another pass for what fits in
+            half of the kernel's `max_bytes`; or in 'forward' mode, an independent way to the same numbers, about as
+            fast, for models that have such a derivative and the data's own samples.
         progress: whether to show a progress bar.
 
     Returns:

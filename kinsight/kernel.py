@@ -29,7 +29,7 @@ from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
 from kinsight.trace import Check
-from kinsight.unit_gradients import UnitGradients
+from kinsight.unit_gradients import Normalizer, UnitGradients
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
 
 Normalization = Literal["whitened", "flat"]
@@ -160,18 +160,27 @@ class GradientKernel:
         """
         batch = as_batch(x).to(self.device)
         gradients = self.gradients(batch)
+        return UnitGradients.of(gradients, self.normalizer(gradients, normalization))
+
+    def normalizer(self, gradients: BatchGradients, normalization: Normalization = "whitened") -> Normalizer:
+        """What makes the gradients of a batch unit gradients.
+
+        Raises:
+            NonFiniteError: norms overflow, with the samples' ids.
+            UnknownNameError: there is no such normalization.
+        """
         own = gradients.self_blocks()
-        check_finite(own, batch, "gradients")
+        check_finite(own, gradients, "gradients")
         c = own.shape[1]
         squares = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0)
         norms = squares.sqrt()
         if normalization == "flat" or c == 1:
-            return UnitGradients.scaled(gradients, norms)
+            return Normalizer.scaling(norms, c)
         if normalization != "whitened":
             raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
         own_spectrum = spectrum(own, self.precision)
         mixing = own_spectrum.power(-0.5) / own_spectrum.ranks.clamp(min=1).double().sqrt()[:, None, None]
-        return UnitGradients(gradients.mix(mixing), None, norms, mixing, own_spectrum.ranks)
+        return Normalizer(norms, mixing, own_spectrum.ranks)
 
     # ----------------------------------------------------------------------------------------- kernel values
 
@@ -334,7 +343,8 @@ class GradientKernel:
         if normalization == "flat" or gradients.n_outputs == 1:
             block = gradients.gram(gradients)
             check_finite(block.diagonal(), batch, "gradients")
-            unit = UnitGradients.scaled(gradients, block.diagonal().clamp(min=0).sqrt())
+            norms = block.diagonal().clamp(min=0).sqrt()
+            unit = UnitGradients.of(gradients, Normalizer.scaling(norms, gradients.n_outputs))
             block = unit.normalized(block, unit) if unit.scale is not None else unit.gram(unit)
         else:
             unit = self.unit_gradients(batch, normalization)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from kinsight.contractions import full_precision
 from kinsight.errors import MixedSamplesError, ModelCallError, ModelError, NonFiniteError, StochasticModelError
-from kinsight.samples import Batch, Inputs
+from kinsight.samples import Id, Inputs
 
 
 @contextlib.contextmanager
@@ -349,13 +349,23 @@ def describe_inputs(inputs: Inputs) -> str:
     return repr(inputs)
 
 
-def check_finite(values: Tensor, batch: Batch, what: str) -> None:
+@runtime_checkable
+class Named(Protocol):
+    """Samples that have ids: a batch, or its gradients."""
+
+    @property
+    def ids(self) -> Sequence[Id]:
+        """One a sample."""
+        ...
+
+
+def check_finite(values: Tensor, batch: Named, what: str) -> None:
     """Raise NonFiniteError naming the samples whose row in `values` [n ...] holds nan or inf."""
     bad = ~torch.isfinite(values.detach().reshape(values.shape[0], -1)).all(dim=1)
     if bool(bad.any()):
         named = [batch.ids[row] for row in bad.nonzero().flatten().tolist()]
         more = f" and {len(named) - 5} more" if len(named) > 5 else ""
         raise NonFiniteError(
-            f"The {what} of {len(named)} of {len(batch)} samples are nan or inf: {named[:5]}{more}. A single one "
+            f"The {what} of {len(named)} of {len(batch.ids)} samples are nan or inf: {named[:5]}{more}. A single one "
             "spoils every sum it enters. Look at these inputs, or leave these samples out."
         )

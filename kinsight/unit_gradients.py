@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,34 +14,56 @@ from kinsight.samples import Id
 
 
 @dataclass(frozen=True, eq=False)
+class Normalizer:
+    """What makes the gradients of a batch unit gradients.
+
+    Args:
+        norms: |g(x)|, over all outputs, [n].
+        mixing: the linear map of each sample's outputs that normalizes them, in float64, [n a c]; 0 where they are 0.
+        ranks: rank of K(x, x), [n] (of no meaning for the flat normalization: then c).
+        scale: what the map multiplies by, [n], where it is nothing but that.
+    """
+
+    norms: PerSample
+    mixing: Mixing
+    ranks: Tensor
+    scale: PerSample | None = None
+
+    @staticmethod
+    def scaling(norms: PerSample, c: int) -> Normalizer:
+        """All c outputs of a sample divided by one norm."""
+        scale = torch.where(norms > 0, 1 / norms, 0.0)
+        mixing = scale[:, None, None] * torch.eye(c, dtype=scale.dtype, device=scale.device)
+        return Normalizer(norms, mixing, (norms > 0).long() * c, scale)
+
+    @property
+    def is_defined(self) -> Mask:
+        """Whether each sample's similarities are defined: its gradient is not zero. [n]."""
+        return self.norms > 0
+
+
+@dataclass(frozen=True, eq=False)
 class UnitGradients:
     """Gradients of a batch and what normalizes them, so that their inner products are similarities.
 
     Args:
         gradients: of the batch, normalized but for `scale`.
+        norms: |g(x)| as they were, over all outputs, [n].
         scale: what each sample's gradients are yet to be multiplied by, [n]; None where that is done.
-        norms: |g(x)|, over all outputs, [n].
-        mixing: the map of the outputs that normalizes them, `scale` included, [n a c].
-        ranks: rank of K(x, x), [n] (of no meaning for the flat normalization: then c).
     """
 
     gradients: BatchGradients
-    scale: PerSample | None
     norms: PerSample
-    mixing: Mixing
-    ranks: Tensor
+    scale: PerSample | None = None
 
     @staticmethod
-    def scaled(gradients: BatchGradients, norms: PerSample) -> UnitGradients:
-        """All outputs of a sample divided by one norm: nothing is touched until inner products are there."""
-        c = gradients.n_outputs
-        scale = torch.where(norms > 0, 1 / norms, 0.0)
-        mixing = scale[:, None, None] * torch.eye(c, dtype=scale.dtype, device=scale.device)
-        ranks = (norms > 0).long() * c
+    def of(gradients: BatchGradients, by: Normalizer) -> UnitGradients:
+        """The gradients, normalized; where only a number is missing, nothing is touched until products are there."""
         low, high = SAFE_NORMS
-        if bool(((norms == 0) | ((norms > low) & (norms < high))).all()):
-            return UnitGradients(gradients, scale, norms, mixing, ranks)
-        return UnitGradients(gradients.mix(mixing), None, norms, mixing, ranks)
+        is_safe = bool(((by.norms == 0) | ((by.norms > low) & (by.norms < high))).all())
+        if by.scale is not None and is_safe:
+            return UnitGradients(gradients, by.norms, by.scale)
+        return UnitGradients(gradients.mix(by.mixing), by.norms)
 
     @property
     def is_defined(self) -> Mask:
@@ -76,15 +97,3 @@ class UnitGradients:
         if other.scale is not None:
             block *= other.scale.to(block).reshape(1, -1, *axes)
         return block
-
-    def sum(self) -> dict[str, Tensor]:
-        """sum_n u_a(x_n), one direction an output. name -> [c *shape]."""
-        n, c = len(self.gradients), self.gradients.n_outputs
-        ones = torch.ones_like(self.norms) if self.scale is None else self.scale
-        each = torch.eye(c, dtype=ones.dtype, device=ones.device)[:, None, :] * ones[None, :, None]
-        return self.gradients.weighted_sum(each.expand(c, n, c))
-
-    def dot(self, directions: Mapping[str, Tensor]) -> PerSample:
-        """sum_a u_a(x) . directions_a, for one direction an output. [n]."""
-        dots = self.gradients.dot(directions).diagonal(dim1=1, dim2=2).sum(dim=1)
-        return dots if self.scale is None else dots * self.scale.to(dots)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import kinsight
 from kinsight import reference
 from kinsight.errors import MixedSamplesError, ModelCallError, ModelError, NonFiniteError, SampleTypeError
 from kinsight.kernel import GradientKernel
@@ -320,39 +319,6 @@ def test_weights_made_of_parameters_are_pulled_back_a_few_samples_at_a_time(monk
     assert 0 < largest <= 2 * 3 * 64 * 64
     kernel.model.double()
     assert error(found, truth(GradientKernel(kernel.model), x.double())["kernel"]) < 1e-5
-
-
-class LateAttention(nn.Module):
-    """Takes an operation without a forward mode for some samples only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        return OnlyBackward.apply(y) if bool((x[:, 0] > 5).any()) else torch.tanh(y)
-
-
-class OnlyBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(torch.tanh(x))
-        return torch.tanh(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return gradient * (1 - y**2)
-
-
-def test_forward_mode_that_is_missing_in_a_later_batch() -> None:
-    x = torch.randn(6, 5, dtype=torch.float64)
-    x[5, 0] = 6
-    kernel = GradientKernel(LateAttention().double(), batch_size=2, max_bytes=1)
-    found = kinsight.soft_count(kernel, x)
-    assert found.route == "captures"
-    assert error(found.values, kernel.similarity(x).sum(dim=1)) < EXACT
 
 
 class MiddleGate(nn.Module):
