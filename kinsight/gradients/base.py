@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kinsight.contractions import in_memory_order
 from kinsight.sketch import Projection
 
 MODERATE = (1e-15, 1e15)
@@ -57,7 +58,7 @@ class Gradients(ABC):
     @property
     def is_moderate(self) -> bool:
         """Whether products of factors, and inner products of their products, are far from the ends of float32."""
-        ends = [tensor.detach().aminmax() for tensor in self.tensors if tensor.is_floating_point()]
+        ends = [in_memory_order(tensor.detach()).aminmax() for tensor in self.tensors if tensor.is_floating_point()]
         sizes = [max(-float(low), float(high)) for low, high in ends]
         low, high = MODERATE
         return 0 in sizes or all(low < size < high for size in (*sizes, math.prod(sizes)))

@@ -49,7 +49,7 @@ class Built(Gradients):
         flat = self.flat
         if self.c == 1:
             return row_norms(flat[:, 0]).square()[:, None, None]
-        return torch.cat([self_product(flat[rows]) for rows in chunks(self.n, 8 * flat[:1].numel())])
+        return self_product(flat)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (weights.flatten(1) @ self.flat.flatten(0, 1)).reshape(-1, *self.shape)
