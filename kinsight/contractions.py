@@ -27,7 +27,7 @@ def matrix_product(x: Tensor, y: Tensor) -> Tensor:
     if not is_same or n < SYMMETRIC or x.requires_grad or y.requires_grad:
         return x @ y.T
     product = x.new_empty(n, n)
-    step = -(-n // max(2, n // 256))
+    step = -(-n // max(2, min(8, n // 128)))
     for start in range(0, n, step):
         rows = slice(start, start + step)
         torch.mm(x[rows], x[start:].T, out=product[rows, start:])
@@ -41,7 +41,7 @@ def _mirror_upper(product: Tensor, step: int) -> Tensor:
     return product
 
 
-SYMMETRIC = 512
+SYMMETRIC = 128
 """Smallest number of samples for which a symmetric product is worth splitting into blocks."""
 
 

@@ -75,7 +75,8 @@ def output_gradients(outputs: Tensor, nodes: Sequence[Node], *, is_differentiabl
         known = [gradient for gradient in row if gradient is not None]
         if known:
             whole = [torch.zeros_like(known[0]) if gradient is None else gradient for gradient in row]
-            stacked[node] = whole[0].unsqueeze(0) if c == 1 else torch.stack(whole)
+            # outputs lie next to the first axis in memory: where that holds the samples, [n c ...] is contiguous
+            stacked[node] = whole[0].unsqueeze(0) if c == 1 else torch.stack(whole, dim=1).movedim(1, 0)
     return stacked
 
 
