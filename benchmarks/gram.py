@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks import floors, peers
+from benchmarks import floors, optional_peers, peers
 from benchmarks.networks import NETWORKS
 from benchmarks.timing import interleaved, store
 from kinsight import GradientKernel
@@ -55,6 +55,9 @@ def measure(name: str, n_outputs: int, n_runs: int) -> None:
         ways["one sample at a time"] = keep(
             "one sample at a time", partial(peers.gram_one_at_a_time, model, x, n_outputs)
         )
+    refused: dict[str, str] = {}
+    others = optional_peers.gram_ways(model, x, n_outputs, refused=refused, chunk=CHUNKS.get(name))
+    ways.update({way: keep(way, job) for way, job in others.items()})
     timings = interleaved(ways, n_runs=n_runs)
     truth = GradientKernel(network.build().double(), output, max_bytes=MAX_BYTES)(
         x.double() if x.is_floating_point() else x
@@ -64,11 +67,14 @@ def measure(name: str, n_outputs: int, n_runs: int) -> None:
         timings[way].max_error = float((found - truth).norm() / truth.norm())
     work = floors.contraction(model, x[:2], n, n, n_outputs, is_same=True)
     floor = timings["without weight gradients"].median + work / floors.gemm_rate()
-    fastest = min((timings[peer].median, peer) for peer in ("torch.func", "one sample at a time") if peer in timings)
+    fastest = min(
+        (timings[peer].median, peer) for peer in ("torch.func", "one sample at a time", *others) if peer in timings
+    )
     store(
         "gram", f"{name}-n{n}-c{n_outputs}", f"python -m benchmarks.gram {name} --outputs {n_outputs}", timings,
         floor_seconds=floor, times_floor=timings["kinsight"].median / floor,
         times_ahead=fastest[0] / timings["kinsight"].median, fastest_peer=fastest[1],
+        peer_versions=optional_peers.versions(), refused=refused,
     )  # fmt: skip
 
 

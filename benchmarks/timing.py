@@ -113,7 +113,9 @@ def commit() -> str:
     return name.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 
-def store(claim: str, job: str, command: str, timings: Mapping[str, Timing], **facts: float | int | str) -> Path:
+def store(
+    claim: str, job: str, command: str, timings: Mapping[str, Timing], **facts: float | int | str | dict[str, str]
+) -> Path:
     """Write what was measured to results/<claim>-<job>.json, and print it.
 
     Args:
@@ -121,7 +123,7 @@ def store(claim: str, job: str, command: str, timings: Mapping[str, Timing], **f
         job: network and sizes.
         command: what was typed.
         timings: by way.
-        facts: further numbers: floors, marks.
+        facts: further numbers: floors, marks; what was not measured, and why.
     """
     record = {
         "claim": claim, "job": job, "command": command, "commit": commit(), "machine": machine(), **facts,
@@ -135,5 +137,9 @@ def store(claim: str, job: str, command: str, timings: Mapping[str, Timing], **f
         error = "" if timing.max_error is None else f", error {timing.max_error:.1e}"
         print(f"  {name:32} {timing.median:8.3f} s, {timing.extra_bytes / 1e6:6.0f} MB{error}")
     for name, value in facts.items():
-        print(f"  {name:32} {value:8.3f}" if isinstance(value, float) else f"  {name:32} {value}")
+        if isinstance(value, dict):
+            for key, text in value.items():
+                print(f"  {name}: {key}: {text}")
+        else:
+            print(f"  {name:32} {value:8.3f}" if isinstance(value, float) else f"  {name:32} {value}")
     return path
