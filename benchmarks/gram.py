@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floors, jobs, peers
+from benchmarks import floors, jobs, optional_peers, peers
 from benchmarks.jobs import KINSIGHT
 from benchmarks.timing import CPU, Timing, interleaved
 from kinsight import GradientKernel, Samples
@@ -51,12 +51,13 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
     def ask(kernel: GradientKernel, x: Tensor) -> Tensor:
         return kernel.blocks(x) if is_blocks else kernel(x)
 
+    refused: dict[str, str] = {}
     ways: dict[str, Callable[[], object]] = {
         KINSIGHT: partial(ask, jobs.kernel_of(model, n_outputs), x),
         jobs.FIRST: lambda: ask(jobs.kernel_of(model, n_outputs), x),
         jobs.PLAIN: floors.plain(model, batches, n_outputs),
         jobs.PASSES: floors.passes(model, batches, n_outputs),
-        **peers_of(name, model, x, n_outputs, is_blocks=is_blocks),
+        **peers_of(name, model, x, n_outputs, refused, is_blocks=is_blocks),
     }
     timings = interleaved(ways, n_runs=given.runs, device=given.device)
     facts = {
@@ -64,6 +65,8 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
         **jobs.against_plain(timings),
         **jobs.against_peers(timings),
         **jobs.memory(timings, 8 * n**2 * (n_outputs**2 if is_blocks else 1), n_outputs if is_blocks else 1),
+        "peer_versions": optional_peers.versions(),
+        "refused": refused,
     }
     model, (x,) = jobs.in_float64(model, x)
     truth = ask(jobs.kernel_of(model, n_outputs), x)
@@ -74,9 +77,9 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
 
 
 def peers_of(
-    name: str, model: nn.Module, x: Tensor, n_outputs: int, *, is_blocks: bool
+    name: str, model: nn.Module, x: Tensor, n_outputs: int, refused: dict[str, str], *, is_blocks: bool
 ) -> dict[str, Callable[[], Tensor]]:
-    """Who else does it; of the trace, the mean over outputs, as kinsight gives it."""
+    """Who else does it; of the trace, the mean over outputs, as kinsight gives it. And why others do not."""
     chunk = CHUNKS.get(name)
     if is_blocks:
         return {"torch.func": partial(peers.blocks_by_torch_func, model, x, n_outputs, chunk=chunk)}
@@ -85,7 +88,13 @@ def peers_of(
     }
     if name in ("vit", "resnet18", "encoder"):
         ways["one sample at a time"] = lambda: peers.gram_one_at_a_time(model, x, n_outputs) / n_outputs
+    others = optional_peers.gram_ways(model, x, n_outputs, refused=refused, chunk=chunk)
+    ways.update({way: partial(_mean, job, n_outputs) for way, job in others.items()})
     return ways
+
+
+def _mean(job: Callable[[], Tensor], n_outputs: int) -> Tensor:
+    return job() / n_outputs
 
 
 def main() -> None:

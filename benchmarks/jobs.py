@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def keep(
     job: str,
     given: argparse.Namespace,
     timings: Mapping[str, Timing],
-    facts: Mapping[str, float | int | str],
+    facts: Mapping[str, Any],
     *more: str,
 ) -> None:
     """Store a job of a script and a network, with the command that does it again, `more` options included."""

@@ -32,10 +32,11 @@ def measure(name: str, job: str, given: argparse.Namespace) -> None:
         return kernel(x, y) if job == "block" else neighbors(kernel, x, y, k, normalization="flat").similarities
 
     kernel = jobs.kernel_of(model)
+    chunk = peers.CHUNKS.get(name, peers.CHUNK)
     batches = [part for each in (x, y) for part in each.split(kernel.block_size(Samples(each)))]
     peer = {
-        "block": partial(peers.rectangle_by_torch_func, model, x, y),
-        "neighbors": partial(peers.neighbors_by_torch_func, model, x, y, k),
+        "block": partial(peers.rectangle_by_torch_func, model, x, y, chunk=chunk),
+        "neighbors": partial(peers.neighbors_by_torch_func, model, x, y, k, chunk=chunk),
     }
     ways: dict[str, Callable[[], object]] = {
         KINSIGHT: partial(ask, kernel, x, y),

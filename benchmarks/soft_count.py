@@ -49,7 +49,7 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
     kernel = jobs.kernel_of(model, n_outputs)
     size = kernel.block_size(Samples(x))
     batches = x.split(size)
-    chunk = max(1, CHUNKS.get(name, peers.CHUNK) // n_outputs)
+    chunk = max(1, {**peers.CHUNKS, **CHUNKS}.get(name, peers.CHUNK) // n_outputs)
     ways: dict[str, Callable[[], object]] = {
         KINSIGHT: partial(counts, kernel, x),
         jobs.FIRST: lambda: counts(jobs.kernel_of(model, n_outputs), x),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,7 +178,7 @@ def store(
     job: str,
     command: str,
     timings: Mapping[str, Timing],
-    facts: Mapping[str, float | int | str],
+    facts: Mapping[str, Any],
     *,
     folder: Path = FOLDER,
     device: torch.device = CPU,
@@ -189,7 +190,7 @@ def store(
         job: network and sizes; '-cuda' is added on a GPU.
         command: what does the job again.
         timings: by way.
-        facts: further numbers: floors, ratios.
+        facts: further numbers: floors, ratios; what was not measured, and why.
         folder: where results lie.
         device: where the job ran.
     """

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, mixed, norm_over, row_norms, self_product
+from kinsight.contractions import mixed, norm_over, row_norms, self_product
 from kinsight.gradients.base import Gradients
 from kinsight.sketch import Projection
 
