@@ -70,13 +70,14 @@ def output_gradients(outputs: Tensor, nodes: Sequence[Node], *, is_differentiabl
         gradients_at(outputs, nodes, unit[a].expand_as(outputs), is_differentiable=is_differentiable) for a in range(c)
     ]
     stacked: dict[Node, Tensor] = {}
-    for place, node in enumerate(nodes):
-        row = [gradients[place] for gradients in found]
+    for each, node in enumerate(nodes):
+        row = [gradients[each] for gradients in found]
         known = [gradient for gradient in row if gradient is not None]
         if known:
             whole = [torch.zeros_like(known[0]) if gradient is None else gradient for gradient in row]
             # outputs lie next to the first axis in memory: where that holds the samples, [n c ...] is contiguous
-            stacked[node] = whole[0].unsqueeze(0) if c == 1 else torch.stack(whole, dim=1).movedim(1, 0)
+            place = min(1, known[0].dim())
+            stacked[node] = whole[0].unsqueeze(0) if c == 1 else torch.stack(whole, dim=place).movedim(place, 0)
     return stacked
 
 
