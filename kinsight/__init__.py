@@ -10,15 +10,18 @@ if TYPE_CHECKING:
     from kinsight.kernel import GradientKernel
     from kinsight.labels import label_suspects
     from kinsight.neighbors import neighbors
+    from kinsight.plan import Plan, plan
     from kinsight.samples import Batch, Samples
 
 __all__ = [
     "Batch",
     "GradientKernel",
+    "Plan",
     "Samples",
     "hard_count",
     "label_suspects",
     "neighbors",
+    "plan",
     "power_count",
     "soft_count",
 ]
@@ -26,10 +29,12 @@ __all__ = [
 _HOME = {
     "Batch": "samples",
     "GradientKernel": "kernel",
+    "Plan": "plan",
     "Samples": "samples",
     "hard_count": "density",
     "label_suspects": "labels",
     "neighbors": "neighbors",
+    "plan": "plan",
     "power_count": "density",
     "soft_count": "density",
 }

@@ -63,6 +63,10 @@ class BatchGradients:
                 total = add_in_float64(total, gram_block(gradients, other.by_parameter[name], form, products))
         return total
 
+    def gram_cost(self, n: int, m: int = 0) -> float:
+        """Multiply-adds of the trace over outputs of n samples like these with m others, or with themselves (m = 0)."""
+        return sum(each.gram_cost(n, m) for each in self.by_parameter.values())
+
     @full_precision()
     def mean_gram(self, other: BatchGradients) -> Tensor:
         """Inner products with another batch, averaged over outputs: the shares, added up one by one. [n m]."""

@@ -228,7 +228,7 @@ DOUBLE_BYTES = 2 * 2**20
 
 def in_memory_order(x: Tensor) -> Tensor:
     """The tensor with its axes in the order in which they lie in memory: some operations copy what is not so."""
-    return x.permute(sorted(range(x.dim()), key=lambda axis: -x.stride(axis)))
+    return x.permute(sorted(range(x.dim()), key=x.stride, reverse=True))
 
 
 def mirrored(block: Tensor, form: Form) -> Tensor:

@@ -17,7 +17,15 @@ BUILD = 2
 
 
 def is_gram_built(*, n: int, m: int, t: int, s: int, g: int, i: int, o: int, c: int, d: int = 0) -> bool:
-    """Whether a Gram block [n m] costs less from built gradients than from their factors.
+    """Whether a Gram block [n m] costs less from built gradients than from their factors; see `gram_costs`."""
+    if t == s == 1:
+        return False
+    built, factored = gram_costs(n=n, m=m, t=t, s=s, g=g, i=i, o=o, c=c, d=d)
+    return built < factored
+
+
+def gram_costs(*, n: int, m: int, t: int, s: int, g: int, i: int, o: int, c: int, d: int = 0) -> tuple[float, float]:
+    """Cost of a Gram block [n m] from built gradients, and from their factors.
 
     Built: c t g i o to build each sample's gradients, then c g i o for each pair of samples. Factored: for each pair of
     samples, t s pairs of positions, of which each costs i for the inputs, c o for the output gradients, and one number
@@ -30,13 +38,11 @@ def is_gram_built(*, n: int, m: int, t: int, s: int, g: int, i: int, o: int, c: 
         c: outputs.
         d: outputs of the other side where all c d pairs are wanted, else 0.
     """
-    if t == s == 1:
-        return False
     pairs = n * (m or n)
     n_outputs = c * max(d, 1)
     built = (n * t + m * s) * c * g * i * o * BUILD + pairs * n_outputs * g * i * o
     factored = pairs * t * s * g * (i + n_outputs * o + MOVE * max(d and n_outputs, 1))
-    return built < factored
+    return float(built), float(factored)
 
 
 def is_norm_built(*, t: int, g: int, i: int, o: int, c: int) -> bool:

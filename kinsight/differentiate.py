@@ -38,7 +38,7 @@ from kinsight.nodes import node_names
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
 from kinsight.rules import RULES, apply_rule
 from kinsight.running import call_model, check_finite, needs_company, untouched
-from kinsight.trace import Check, Plan, Trace, Tracer
+from kinsight.trace import Check, Routing, Trace, Tracer
 from kinsight.weights import to_parameters
 
 
@@ -112,24 +112,24 @@ class Differentiator:
             except NonFiniteError:
                 self._refuse_not_finite(batch)
                 raise
-            graph, plan, is_new = traced.graph, traced.plan, traced.is_new
+            graph, routing, is_new = traced.graph, traced.routing, traced.is_new
             gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
-            if len(batch) == 1 and plan.reasons:  # of one sample anything may be an axis: with two, rules may apply
+            if len(batch) == 1 and routing.reasons:  # of one sample anything may be an axis: with two, rules may apply
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            if is_new or (self.check != "never" and (is_due or not traced.is_steady or plan.reasons)):
+            if is_new or (self.check != "never" and (is_due or not traced.is_steady or routing.reasons)):
                 is_brief = traced.is_steady and not is_new
                 first = self._n_batches if is_brief else None
                 refuse_mixed(self.model, self.output, batch, outputs, graph.precision, first=first)
-            generic = {name: p for name, p in self.parameters.items() if name in plan.reasons}
-            self._refuse_uncaptured(generic, plan, is_differentiable=is_differentiable)
+            generic = {name: p for name, p in self.parameters.items() if name in routing.reasons}
+            self._refuse_uncaptured(generic, routing, is_differentiable=is_differentiable)
             if not is_new:
                 outputs = outputs if is_differentiable else outputs.detach()
-            gradients.update(self._from_generic(batch, generic, plan))
+            gradients.update(self._from_generic(batch, generic, routing))
             if is_new and not self._prove_in_float32(batch, gradients, traced, is_differentiable=is_differentiable):
                 self._prove(batch, outputs, gradients, traced)
             self.trace.accept(traced)
             self._n_batches += 1
-        self._report(gradients, graph, plan)
+        self._report(gradients, graph, routing)
         if not is_differentiable:
             outputs = outputs.detach()
         ordered = {name: gradients[name] for name in self.parameters if name in gradients}
@@ -158,27 +158,29 @@ class Differentiator:
         check_finite(outputs, batch, "outputs")
         return outputs
 
-    # ------------------------------------------------------------------------------------------- plan and proof
+    # ------------------------------------------------------------------------------------------- routing and proof
 
     def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], traced: Trace) -> None:
         """Compare with ordinary autograd; send what fails to slower paths; refuse what fails on all of them."""
-        graph, plan = traced.graph, traced.plan
+        graph, routing = traced.graph, traced.routing
         leaves = {name: self.parameters[name] for name in graph.leaves}
         failed = unexplained(outputs, gradients, leaves, graph.precision)
-        ruled = {name: self.parameters[name] for name in failed if name not in plan.reasons}
+        ruled = {name: self.parameters[name] for name in failed if name not in routing.reasons}
         finer = self._on_finer_copy(batch, graph.precision) if failed else None
         if finer is not None:
             ruled = {name: self.parameters[name] for name in ruled if name in finer._reasons()}
         if ruled:
             for name in ruled:
-                plan.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
-            self._refuse_uncaptured(ruled, plan)
-            gradients.update(self._from_generic(batch, ruled, plan))
+                routing.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
+            self._refuse_uncaptured(ruled, routing)
+            gradients.update(self._from_generic(batch, ruled, routing))
             failed = unexplained(outputs, gradients, leaves, graph.precision)
-        again = {name: self.parameters[name] for name in failed if name in plan.reasons and name not in self._no_vmap}
+        again = {
+            name: self.parameters[name] for name in failed if name in routing.reasons and name not in self._no_vmap
+        }
         if again:
             self._no_vmap |= dict.fromkeys(again, "vmap failed the proof of coverage")
-            gradients.update(self._from_generic(batch, again, plan))
+            gradients.update(self._from_generic(batch, again, routing))
             failed = unexplained(outputs, gradients, leaves, graph.precision)
         if failed and finer is None:
             name, difference = max(failed.items(), key=lambda item: item[1])
@@ -200,20 +202,20 @@ class Differentiator:
             False for a model of full precision, and for one that cannot be copied or run in float32: then the proof
             has to do with the tolerance of half precision.
         """
-        plan = traced.plan
+        routing = traced.routing
         if traced.graph.precision not in (torch.bfloat16, torch.float16):
             return False
         single = self._on_finer_copy(batch, traced.graph.precision)
         if single is None:
             return False
-        theirs = next(reversed(single.trace.plans.values())).layouts if single.trace.plans else plan.layouts
-        if len(theirs.found) == len(plan.layouts.found) and theirs.found != plan.layouts.found:
-            plan.layouts.found = theirs.found
-            plan.reasons.clear()
+        theirs = next(reversed(single.trace.routings.values())).layouts if single.trace.routings else routing.layouts
+        if len(theirs.found) == len(routing.layouts.found) and theirs.found != routing.layouts.found:
+            routing.layouts.found = theirs.found
+            routing.reasons.clear()
             gradients.update(self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable))
-        plan.reasons.update({name: why for name, why in single._reasons().items() if name not in plan.reasons})
-        generic = {name: self.parameters[name] for name in plan.reasons}
-        gradients.update(self._from_generic(batch, generic, plan))
+        routing.reasons.update({name: why for name, why in single._reasons().items() if name not in routing.reasons})
+        generic = {name: self.parameters[name] for name in routing.reasons}
+        gradients.update(self._from_generic(batch, generic, routing))
         return True
 
     def _on_finer_copy(self, batch: Batch, precision: torch.dtype) -> Differentiator | None:
@@ -244,21 +246,21 @@ class Differentiator:
 
     def _reasons(self) -> dict[str, str]:
         """Why parameters take a generic path, over all kinds of batches seen."""
-        return {name: reason for plan in self.trace.plans.values() for name, reason in plan.reasons.items()}
+        return {name: reason for routing in self.trace.routings.values() for name, reason in routing.reasons.items()}
 
     # -------------------------------------------------------------------------------------------------- routes
 
     def _from_rules(self, traced: Trace, *, n: int, is_differentiable: bool) -> dict[str, Gradients]:
         """Gradients of the parameters all of whose uses have a rule and a layout."""
-        graph, plan = traced.graph, traced.plan
-        layouts = plan.layouts.for_batch(n)
-        self._note_missing_rules(graph, plan, layouts)
+        graph, routing = traced.graph, traced.routing
+        layouts = routing.layouts.for_batch(n)
+        self._note_missing_rules(graph, routing, layouts)
         weights: dict[tuple[Node, int], tuple[Use, list[Gradients]]] = {}
         for use, layout in zip(graph.uses, layouts, strict=True):
             if (
                 layout is None
                 or use.node not in traced.at_nodes
-                or any(name in plan.reasons for name in use.parameters)
+                or any(name in routing.reasons for name in use.parameters)
             ):
                 continue
             split = layout.split(traced.at_nodes[use.node], lead=1)
@@ -267,19 +269,19 @@ class Differentiator:
                 weight = apply_rule(capture)
             if weight is None:
                 for name in use.parameters:
-                    plan.reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
+                    routing.reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
                 continue
             weights.setdefault(use.weight, (use, []))[1].append(weight)
         found: dict[str, list[Gradients]] = {}
         for use, parts in weights.values():
-            if any(name in plan.reasons for name in use.parameters):
+            if any(name in routing.reasons for name in use.parameters):
                 continue
             made = to_parameters(use, add_uses(parts), self.parameters, is_differentiable=is_differentiable)
             for name, gradients in made.items():
                 found.setdefault(name, []).append(gradients)
         return {name: add_uses(parts) for name, parts in found.items()}
 
-    def _note_missing_rules(self, graph: Graph, plan: Plan, layouts: Sequence[object]) -> None:
+    def _note_missing_rules(self, graph: Graph, routing: Routing, layouts: Sequence[object]) -> None:
         for use, layout in zip(graph.uses, layouts, strict=True):
             reason = ""
             if use.name not in RULES:
@@ -287,13 +289,13 @@ class Differentiator:
             elif layout is None:
                 reason = f"samples could not be told apart at {use.name!r}"
             for name in use.parameters if reason else ():
-                plan.reasons.setdefault(name, reason)
+                routing.reasons.setdefault(name, reason)
         used = {name for use in graph.uses for name in use.parameters}
         for name in graph.leaves:
             if name not in used and name not in graph.idle:
-                plan.reasons.setdefault(name, "the output is made of it without any data")
+                routing.reasons.setdefault(name, "the output is made of it without any data")
 
-    def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], plan: Plan) -> dict[str, Gradients]:
+    def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], routing: Routing) -> dict[str, Gradients]:
         if not parameters:
             return {}
         found: dict[str, Gradients] = {}
@@ -311,28 +313,30 @@ class Differentiator:
             found.update(one_at_a_time(self.model, batch, self.output, left))
         return found
 
-    def _refuse_uncaptured(self, generic: Mapping[str, Tensor], plan: Plan, *, is_differentiable: bool = False) -> None:
+    def _refuse_uncaptured(
+        self, generic: Mapping[str, Tensor], routing: Routing, *, is_differentiable: bool = False
+    ) -> None:
         if not generic or (self.fallback and not is_differentiable):
             return
         total = sum(parameter.numel() for parameter in self.parameters.values())
         share = sum(parameter.numel() for parameter in generic.values()) / total
-        reasons = "; ".join(f"{name!r}: {plan.reasons.get(name, 'no use found')}" for name in list(generic)[:5])
+        reasons = "; ".join(f"{name!r}: {routing.reasons.get(name, 'no use found')}" for name in list(generic)[:5])
         raise UncapturedParameterError(
             f"{len(generic)} of {len(self.parameters)} parameters have no layer rule ({reasons}). The kernel would "
             f"silently leave out {share:.1%} of the weights. Use fallback=True, register a rule "
             "(kinsight.rules.register_rule), or leave them out by name: parameters=lambda name: ..."
         )
 
-    def _report(self, gradients: Mapping[str, Gradients], graph: Graph, plan: Plan) -> None:
+    def _report(self, gradients: Mapping[str, Gradients], graph: Graph, routing: Routing) -> None:
         """Remember the route of every parameter, the slowest one seen."""
         uses: dict[str, list[str]] = {}
         for use in graph.uses:
             for name in use.parameters:
                 uses.setdefault(name, []).append(use.name)
         for name in self.parameters:
-            if name in plan.reasons:
+            if name in routing.reasons:
                 path = f"one sample at a time ({self._no_vmap[name]})" if name in self._no_vmap else "vmap"
-                self.routes[name] = f"{path}: {plan.reasons[name]}"
+                self.routes[name] = f"{path}: {routing.reasons[name]}"
             elif name in uses:
                 kinds = ", ".join(dict.fromkeys(uses[name]))
                 self.routes.setdefault(

@@ -103,6 +103,7 @@ class Blocks(Generic[Prepared]):
                 group, held = [], 0
             group.append(kept)
             held += size
+            del block, kept  # or they would stay while the next one is made
         if group:
             yield group
 
@@ -127,6 +128,7 @@ def pair_blocks(
     for group in rows.groups(max_bytes):
         for column in columns:
             yield from _row_pairs(group, column, columns, combine)
+            del column
 
 
 def _row_pairs(
@@ -162,6 +164,7 @@ def symmetric_pair_blocks(
                 met = rows.compacted(column) if len(group) > 1 else column
                 for row in group:
                     yield from _both_ways(row, met, combine, mirror)
+                del column, met
 
 
 def _both_ways(

@@ -26,7 +26,7 @@ Check = Literal["first", "always", "never"]
 
 
 @dataclass(eq=False)
-class Plan:
+class Routing:
     """What was found out about one kind of batch.
 
     Args:
@@ -45,15 +45,15 @@ class Trace:
     Args:
         graph: of its outputs.
         at_nodes: gradients of each output at the nodes, [c ...].
-        plan: for this kind of batch.
-        is_new: whether the plan is yet to be proved.
+        routing: for this kind of batch.
+        is_new: whether the routing is yet to be proved.
         is_steady: whether the graph says that no sample moves, whatever the data.
         kinds, structure, skeleton, shared: what `Tracer.accept` remembers it by.
     """
 
     graph: Graph
     at_nodes: Mapping[Node, Tensor]
-    plan: Plan
+    routing: Routing
     is_new: bool
     is_steady: bool
     kinds: tuple[tuple[object, ...], ...] = ()
@@ -74,8 +74,8 @@ class Tracer:
         parameters: name -> chosen parameter.
         all_parameters: all the model's parameters, chosen or not.
         output_name: what messages call the outputs.
-        check: when plans are proved.
-        plans: what is known, by kind of batch.
+        check: when routings are proved.
+        routings: what is known, by kind of batch.
         steady: what is known of graphs that say by themselves where samples lie, by their structure.
         shared: places of the nodes that make the same of weights for all samples, by the graph's skeleton.
         precision: the coarsest computed in so far.
@@ -85,8 +85,8 @@ class Tracer:
     all_parameters: Sequence[Tensor]
     output_name: str
     check: Check = "first"
-    plans: dict[tuple[object, ...], Plan] = field(default_factory=dict)
-    steady: dict[tuple[object, ...], tuple[frozenset[int], Plan]] = field(default_factory=dict)
+    routings: dict[tuple[object, ...], Routing] = field(default_factory=dict)
+    steady: dict[tuple[object, ...], tuple[frozenset[int], Routing]] = field(default_factory=dict)
     shared: dict[tuple[object, ...], frozenset[int]] = field(default_factory=dict)
     precision: torch.dtype = torch.float64
 
@@ -106,7 +106,7 @@ class Tracer:
         return graph
 
     def __call__(self, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> Trace:
-        """The uses of the parameters in this batch, the output gradients there, and the plan for them.
+        """The uses of the parameters in this batch, the output gradients there, and the routing for them.
 
         Layouts are measured for every batch in whose graph rows may be moved by the data, and once for every structure
         of a graph in which each node leaves them in place. One sample, or copies of one, prove nothing about batches of
@@ -119,17 +119,23 @@ class Tracer:
         graph = self._graph(outputs)
         structure = (graph.structure, outputs.shape[1], are_copies)
         if structure in self.steady and self.check != "always":
-            shared, plan = self.steady[structure]
+            shared, routing = self.steady[structure]
             graph = self._graph(outputs, shared) if shared else graph
             at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
-            return Trace(graph, at_nodes, plan, is_new=False, is_steady=True)
+            return Trace(graph, at_nodes, routing, is_new=False, is_steady=True)
         skeleton = graph.skeleton
         shared = self.shared.get(skeleton, frozenset())
         graph = self._graph(outputs, shared) if shared else graph
         at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
         kind = (*_kind(graph, outputs, n), are_copies)
-        if self.check == "never" and kind in self.plans:
-            return Trace(graph, at_nodes, self.plans[kind], is_new=False, is_steady=True)
+        if self.check == "never" and kind in self.routings:
+            return Trace(graph, at_nodes, self.routings[kind], is_new=False, is_steady=True)
+        told = self._told(outputs, graph, at_nodes, kind)
+        if told is not None:
+            return Trace(
+                graph, at_nodes, told, is_new=False, is_steady=True,
+                structure=structure, skeleton=skeleton, shared=shared,
+            )  # fmt: skip
         _refuse_not_finite(at_nodes)
         layouts, places = _measured(outputs, graph, at_nodes)
         while found := _made_of_weights(graph, layouts, places):
@@ -140,9 +146,9 @@ class Tracer:
             layouts, places = _measured(outputs, graph, at_nodes)
         kind = (*_kind(graph, outputs, n), are_copies)
         whole = (*kind, tuple(None if each is None else (each.axis, each.before) for each in layouts.found))
-        known = None if self.check == "always" else self.plans.get(whole)
+        known = None if self.check == "always" else self.routings.get(whole)
         trace = Trace(
-            graph, at_nodes, known or Plan(layouts, {}), is_new=known is None and self.check != "never",
+            graph, at_nodes, known or Routing(layouts, {}), is_new=known is None and self.check != "never",
             is_steady=places is not None,
         )  # fmt: skip
         if layouts.is_settled:
@@ -151,14 +157,29 @@ class Tracer:
         trace.skeleton, trace.shared = skeleton, shared
         return trace
 
+    def _told(
+        self, outputs: Tensor, graph: Graph, at_nodes: Mapping[Node, Tensor], kind: tuple[object, ...]
+    ) -> Routing | None:
+        """The routing of a kind of batch that was proved at another size, where the graph alone says the same here.
+
+        Measuring would take one more backward pass, and twice the memory.
+        """
+        if self.check == "always":
+            return None
+        places = follow_samples(outputs.shape[0], graph.weights, graph.order)
+        if places is None or any(use.node not in places or use.node not in at_nodes for use in graph.uses):
+            return None
+        found = tuple((places[use.node].axis, places[use.node].before) for use in graph.uses)
+        return self.routings.get((*kind, found))
+
     def accept(self, trace: Trace) -> None:
         """Remember what was found out, now that it is proved. What was refused is refused again at the next call."""
         for kind in trace.kinds:
-            self.plans[kind] = trace.plan
+            self.routings[kind] = trace.routing
         if trace.shared:
             self.shared[trace.skeleton] = trace.shared
         if trace.structure is not None and len(self.steady) < _MOST_STRUCTURES:
-            self.steady[trace.structure] = (trace.shared, trace.plan)
+            self.steady[trace.structure] = (trace.shared, trace.routing)
 
 
 def _refuse_not_finite(at_nodes: Mapping[Node, Tensor]) -> None:

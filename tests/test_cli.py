@@ -253,10 +253,26 @@ def test_usage_errors_are_one_line_too(
     assert "--help shows what it takes)" in err
 
 
+@pytest.mark.parametrize("question", ["gram", "similarity", "soft_count"])
+def test_plan(folder: Path, question: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("plan", "shop:build", "npz:data.npz", "--question", question, *COMMON)
+    status, out, err = run(capsys, *arguments, "--json")
+    assert (status, err) == (0, "")
+    (row,) = json.loads(out)["rows"]
+    assert (row["question"], row["n"], row["m"], row["batch_size"]) == (question, 20, 0, 20)
+    assert row["seconds"] > 0
+    assert row["peak_bytes"] > 0
+    status, out, _ = run(capsys, *arguments, "--queries", "npz:queries.npz", "--batch-size", "7")
+    header, line = out.splitlines()
+    values = dict(zip(header.split("\t"), line.split("\t"), strict=True))
+    assert (values["n"], values["m"], values["batch_size"]) == ("2", "20", "7")
+    assert int(values["n_passes"]) == 4  # one of queries, three of data
+
+
 def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys)
     assert status == 2
-    assert all(verb in out for verb in ("neighbors", "density", "labels", "report"))
+    assert all(verb in out for verb in ("plan", "neighbors", "density", "labels", "report"))
 
 
 @pytest.mark.parametrize("verb", ["neighbors", "density", "labels", "report"])

@@ -48,6 +48,8 @@ ORDER = [
     "parameters",
     "stream",
     "kernel",
+    "live",
+    "plan",
     "neighbors",
     "unit_sum",
     "density",

@@ -22,10 +22,12 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__mai
 PUBLIC_NAMES = [
     "Batch",
     "GradientKernel",
+    "Plan",
     "Samples",
     "hard_count",
     "label_suspects",
     "neighbors",
+    "plan",
     "power_count",
     "soft_count",
 ]

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kinsight import reference
 from kinsight.graph import find_uses
 from kinsight.kernel import GradientKernel
+from kinsight.layouts import Layouts, find_layouts
+from kinsight.samples import as_batch
 from kinsight.steady import follow_samples
 from tests.zoo import ZOO, Lambda
 
@@ -78,3 +81,20 @@ def test_what_moves_or_mixes_samples_is_not_followed(name: str) -> None:
 @pytest.mark.parametrize("name", STAYS)
 def test_what_leaves_samples_where_they_are_is_followed(name: str) -> None:
     assert is_followed(STAYS[name], torch.randn(4, 5))
+
+
+def test_another_batch_size_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layouts proved at one size hold at another where the graph says so; where sizes coincide, it is measured."""
+    measured: list[int] = []
+
+    def counted(outputs: Tensor, *rest: Any) -> Layouts:
+        measured.append(len(outputs))
+        return find_layouts(outputs, *rest)
+
+    monkeypatch.setattr("kinsight.trace.find_layouts", counted)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(75, 2)).double()
+    kernel, x = GradientKernel(model), torch.randn(20, 1, 7, 7, dtype=torch.float64)
+    for n in (10, 20, 7, 3):
+        truth = reference.per_sample_gradients(model, as_batch(x[:n]), kernel.output, dict(model.named_parameters()))
+        assert torch.allclose(kernel(x[:n]), reference.kernel(truth, truth), rtol=1e-9)
+    assert measured == [4, 3]  # 4 samples to choose the size of batches; 3 samples, 3 channels

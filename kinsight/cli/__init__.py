@@ -20,6 +20,7 @@ from kinsight.cli.density import print_density
 from kinsight.cli.labels import print_labels
 from kinsight.cli.neighbors import print_neighbors
 from kinsight.cli.options import with_options
+from kinsight.cli.plan import print_plan
 from kinsight.cli.printing import show_error, show_warning
 from kinsight.cli.report import make_report
 from kinsight.errors import KinsightWarning
@@ -31,6 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("plan")(with_options(print_plan))
 app.command("neighbors")(with_options(print_neighbors))
 app.command("density")(with_options(print_density))
 app.command("labels")(with_options(print_labels))

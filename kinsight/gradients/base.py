@@ -114,3 +114,7 @@ class Gradients(ABC):
             is_eager: built also where that takes more memory.
         """
         return self
+
+    @abstractmethod
+    def gram_cost(self, n: int, m: int) -> float:
+        """Multiply-adds of a Gram block's trace of n samples like these with m others, or with themselves (m = 0)."""

@@ -64,3 +64,6 @@ class Built(Gradients):
 
     def rows(self, start: int, stop: int) -> Built:
         return Built(self.values[start:stop])
+
+    def gram_cost(self, n: int, m: int) -> float:
+        return float(n * (m or n) * self.c * math.prod(self.shape))

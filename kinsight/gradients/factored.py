@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinsight.contractions import chunks, combined, in_float64, mixed, norm_over
-from kinsight.costs import is_gram_built, is_norm_built
+from kinsight.costs import gram_costs, is_gram_built, is_norm_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.scratch import Scratch
@@ -69,6 +69,12 @@ class Product(Gradients):
         is_smaller = s.c * s.g * s.i * s.o <= s.t * s.g * (s.i + s.c * s.o)
         is_faster = is_gram_built(n=64, m=64, t=s.t, s=s.t, g=s.g, i=s.i, o=s.o, c=s.c)
         return Built(self.build()) if is_faster and (is_eager or is_smaller) else self
+
+    def gram_cost(self, n: int, m: int) -> float:
+        s = self.sizes
+        if s.t == 1:
+            return float(n * (m or n) * s.g * (s.i + s.c * s.o))
+        return min(gram_costs(n=n, m=m, t=s.t, s=s.t, g=s.g, i=s.i, o=s.o, c=s.c))
 
     def self_blocks(self) -> Tensor:
         s = self.sizes

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kinsight.contractions import chunks, in_float64, mixed, norm_over, same_token
+from kinsight.costs import MOVE
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.sketch import Projection
@@ -70,3 +71,7 @@ class LookedUp(Gradients):
 
     def rows(self, start: int, stop: int) -> LookedUp:
         return LookedUp(self.tokens[start:stop], self.output_gradients[start:stop], self.shape)
+
+    def gram_cost(self, n: int, m: int) -> float:
+        t = self.tokens.shape[1]
+        return float(n * (m or n) * t * t * (self.c * self.shape[1] + MOVE))

@@ -68,6 +68,9 @@ class Summed(Gradients):
     def bound(self) -> Tensor:
         return total_of([part.bound() for part in self.parts])
 
+    def gram_cost(self, n: int, m: int) -> float:
+        return len(self.parts) * sum(part.gram_cost(n, m) for part in self.parts)  # each meets each
+
     def rows(self, start: int, stop: int) -> Summed:
         return Summed(tuple(part.rows(start, stop) for part in self.parts))
 

@@ -1,0 +1,44 @@
+"""kinsight plan."""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from kinsight.cli.loading import kernel_of, samples_of
+from kinsight.cli.options import Data, Model, Options, Queries
+from kinsight.cli.printing import print_rows
+
+
+class Question(StrEnum):
+    """What would be asked."""
+
+    gram = "gram"
+    similarity = "similarity"
+    soft_count = "soft_count"
+
+
+def print_plan(
+    model: Model,
+    data: Data,
+    options: Options,
+    queries: Queries = None,
+    question: Annotated[
+        Question,
+        typer.Option(
+            help="gram: kernel values of all pairs; similarity: all pairs, as neighbors, labels, hard and power counts "
+            "need them; soft_count: density."
+        ),
+    ] = Question.similarity,
+) -> None:
+    """Memory, passes and time of a question, before it is asked: a few samples are tried for some seconds."""
+    from kinsight.plan import plan
+
+    kernel = kernel_of(model, options)
+    samples = samples_of(data, options, limit=options.limit)
+    asked = None if queries is None else samples_of(queries, options)
+    found = plan(kernel, samples, asked, question=question.value)
+    print_rows([dataclasses.asdict(found)], as_json=options.as_json)

@@ -1,0 +1,234 @@
+"""Bytes, passes and time of a question, before anything runs.
+
+A few samples are worked on, twice as many at a time until that takes long enough to be measured or a whole batch has
+been. What depends on the number of samples alone is extended along a line; products of pairs by the cost model that
+also chooses their route, at the rate it was measured to run here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kinsight.batch_gradients import BatchGradients
+from kinsight.batches import map_leaves
+from kinsight.contractions import SCRATCH_BYTES
+from kinsight.costs import PASSING_BYTES
+from kinsight.errors import UnknownNameError
+from kinsight.kernel import GradientKernel
+from kinsight.live import peak_bytes
+from kinsight.samples import Batch, Samples
+
+Question = Literal["gram", "similarity", "soft_count"]
+"""Kernel values of all pairs; similarities of all pairs, as neighbors, hard and power counts and label suspects need
+them; the soft count."""
+
+PROBE_SECONDS = 0.5
+"""Time on one batch after which no larger one is tried."""
+
+WORKSPACE = 1.2
+"""What operators take for themselves beside their results: measured at 1.15 to 1.25 times the tensors."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a question will take.
+
+    Args:
+        question: that was asked.
+        n: samples of the rows.
+        m: samples of the columns; 0 where they are those of the rows.
+        batch_size: samples in one pass.
+        n_groups: groups of row batches whose gradients are held at once.
+        n_passes: batches run forward and backward, one backward pass an output.
+        peak_bytes: most memory that tensors take at once, beside the model, the data and the result.
+        result_bytes: size of the result.
+        seconds: time, on this machine, as busy as it is now.
+    """
+
+    question: Question
+    n: int
+    m: int
+    batch_size: int
+    n_groups: int
+    n_passes: int
+    peak_bytes: int
+    result_bytes: int
+    seconds: float
+
+
+@dataclass
+class Line:
+    """Values at growing numbers of samples, extended by the line through the last two."""
+
+    points: list[tuple[int, float]] = field(default_factory=list)
+
+    def __call__(self, n: int) -> float:
+        """The value at n samples."""
+        (b, last) = self.points[-1]
+        if len(self.points) == 1 or n <= b:
+            return last * n / b
+        (a, before) = self.points[-2]
+        return last + max(0.0, last - before) / (b - a) * (n - b)
+
+
+@dataclass
+class Probe:
+    """What was measured on growing batches.
+
+    Args:
+        seconds: of each step, at n samples.
+        peak: bytes while gradients are captured.
+        held: bytes of captured gradients.
+        compact: bytes in the form that is kept to meet many others.
+        forms: gradients of the largest batch, as captured ('gram') and in that form ('compact gram'), and the rate
+            of their Gram blocks in multiply-adds a second.
+    """
+
+    seconds: dict[str, Line] = field(default_factory=dict)
+    peak: Line = field(default_factory=Line)
+    held: Line = field(default_factory=Line)
+    compact: Line = field(default_factory=Line)
+    forms: dict[str, tuple[BatchGradients, float]] = field(default_factory=dict)
+
+    def seconds_of_block(self, form: str, n: int, m: int) -> float:
+        """Time of a Gram block of n samples with m others, or with themselves (m = 0)."""
+        gradients, rate = self.forms[form]
+        return gradients.gram_cost(n, m) / rate
+
+
+def plan(kernel: GradientKernel, data: Any, queries: Any = None, *, question: Question = "gram") -> Plan:
+    """Bytes, passes and time of a question, before it is asked: a few samples are worked on for about a second.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        data: whatever `Samples` takes: the columns.
+        queries: whatever `Samples` takes: the rows; the data itself where left out.
+        question: 'gram' (kernel values), 'similarity' (as neighbors, hard and power counts need them) or 'soft_count'.
+
+    Returns:
+        `Plan`. Measured against what then happened, memory and time of the benchmarks are in docs/benchmarks.md.
+
+    Raises:
+        UnknownNameError: there is no such question.
+    """
+    if question not in ("gram", "similarity", "soft_count"):
+        raise UnknownNameError(f"question {question!r} is unknown: use 'gram', 'similarity' or 'soft_count'.")
+    columns = Samples.wrap(data)
+    rows = columns if queries is None or queries is data else Samples.wrap(queries)
+    size = kernel.block_size(columns)
+    is_paired = question != "soft_count"
+    n, m = len(rows), 0 if rows is columns else len(columns)
+    is_one = max(n, m) <= size and is_paired
+    probe = _measure(kernel, columns, size, is_compact=is_paired and not is_one)
+    if not is_paired:
+        return _soft_count(kernel, probe, len(columns), size, len(rows) if m else 0)
+    return _pairs(kernel, probe, n, m, size, question)
+
+
+def _measure(kernel: GradientKernel, samples: Samples, size: int, *, is_compact: bool) -> Probe:
+    probe = Probe()
+    kept = [*kernel.model.parameters(), *kernel.model.buffers()]
+    n = min(4, size, len(samples))
+    while True:
+        begin = time.perf_counter()
+        batch = next(samples.batches(n)).to(kernel.device)
+        _time(probe, kernel, batch, n, is_compact=is_compact)
+        with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
+            gradients = kernel.gradients(batch)
+        probe.peak.points.append((n, WORKSPACE * peak[0]))
+        probe.held.points.append((n, gradients.n_bytes))
+        is_long = time.perf_counter() - begin > PROBE_SECONDS and len(probe.peak.points) > 1
+        if n >= min(size, len(samples)) or is_long:
+            return probe
+        n = min(2 * n, size, len(samples))
+
+
+def _tensors_of(batch: Batch) -> list[Tensor]:
+    found: list[Tensor] = [] if batch.targets is None else [batch.targets]
+    map_leaves(lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None, batch.inputs)
+    return found
+
+
+def _time(probe: Probe, kernel: GradientKernel, batch: Batch, n: int, *, is_compact: bool) -> None:
+    """Time every step on one batch: the best of several runs, until the two best agree."""
+
+    def timed(step: str, run: Callable[[], Any]) -> Any:
+        seconds: list[float] = []
+        while len(seconds) < 2 or (len(seconds) < 6 and sorted(seconds)[1] > 1.15 * min(seconds)):
+            start = time.perf_counter()
+            returned = run()
+            if kernel.device.type == "cuda":
+                torch.cuda.synchronize(kernel.device)
+            seconds.append(time.perf_counter() - start)
+        probe.seconds.setdefault(step, Line()).points.append((n, min(seconds)))
+        return returned
+
+    gradients = timed("gradients", lambda: kernel.gradients(batch))
+    mixing = timed("norms", lambda: kernel.normalizer(gradients, "flat")).mixing
+    directions = timed("sum", lambda: gradients.weighted_sum(mixing.transpose(0, 1)))
+    timed("dot", lambda: gradients.dot(directions))
+    timed("gram", lambda: gradients.gram(gradients))
+    probe.forms["gram"] = (gradients, gradients.gram_cost(n) / probe.seconds["gram"].points[-1][1])
+    if is_compact:
+        compact = timed("compact", lambda: gradients.compact(is_eager=True))
+        timed("compact gram", lambda: compact.gram(compact))
+        probe.forms["compact gram"] = (compact, compact.gram_cost(n) / probe.seconds["compact gram"].points[-1][1])
+        probe.compact.points.append((n, compact.n_bytes))
+
+
+def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, size: int, question: Question) -> Plan:
+    """All pairs of rows and columns, block by block; see `kinsight.stream`."""
+    columns = m or n
+    steps = ["gradients"] + (["norms"] if question == "similarity" else [])
+    scratch, product = PASSING_BYTES + 2 * SCRATCH_BYTES, 16 * min(n, size) * min(columns, size)
+    result_bytes = 8 * n * columns if question == "gram" else 0
+    if max(n, columns) <= size:
+        steps = steps if m else ["gradients"]
+        batches = [n, m] if m else [n]
+        held = sum(probe.held(each) for each in batches)
+        return Plan(
+            question, n, m, size, 1, len(batches),
+            int(max(probe.peak(batches[-1]) + held - probe.held(batches[-1]), held + scratch + product)), result_bytes,
+            sum(probe.seconds[step](each) for step in steps for each in batches)
+            + probe.seconds_of_block("gram", n, m),
+        )  # fmt: skip
+    per_group = max(1, int(kernel.max_bytes // 2 // max(1.0, probe.compact(min(size, n)))))
+    row_batches, column_batches = -(-n // size), -(-columns // size)
+    n_groups = -(-row_batches // per_group)
+    passes = row_batches + n_groups * column_batches
+    if not m:  # each group meets itself and what comes after it
+        passes = row_batches + sum(max(0, row_batches - (g + 1) * per_group) for g in range(n_groups))
+    each, row = min(size, columns), min(size, n)
+    once = {step: line(each) for step, line in probe.seconds.items()}
+    seconds = passes * sum(once[step] for step in steps) + row_batches * once["compact"]
+    n_blocks = row_batches * column_batches / (1 if m else 2)
+    if min(per_group, row_batches) == 1:  # columns meet one batch of rows, and are not made compact for that
+        seconds += n_blocks * probe.seconds_of_block("gram", row, each)
+    else:
+        seconds += (passes - row_batches) * once["compact"]
+        seconds += n_blocks * probe.seconds_of_block("compact gram", row, each)
+    group = min(per_group, row_batches) * probe.compact(min(size, n))
+    peak = group + max(probe.peak(each), probe.held(each) + probe.compact(each) + scratch + product)
+    return Plan(question, n, m, size, n_groups, passes, int(peak), result_bytes, seconds)
+
+
+def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, n_queries: int) -> Plan:
+    """One pass that adds up, one that reads what was not kept; see `kinsight.unit_sum`."""
+    seconds, each = probe.seconds, min(size, n)
+    batches = n / each
+    kept = 0 if n_queries else min(batches, kernel.max_bytes // 2 // max(1.0, probe.held(each)))
+    reading = n_queries / each if n_queries else batches - kept
+    once = {step: line(each) for step, line in seconds.items()}
+    total = batches * (once["gradients"] + once["norms"] + once["sum"]) + kept * once["dot"]
+    total += reading * (once["gradients"] + once["dot"] + (once["norms"] if n_queries else 0))
+    directions = 8 * sum(p.numel() for p in kernel.parameters.values())
+    peak = kept * probe.held(each) + max(probe.peak(each), probe.held(each) + 4 * SCRATCH_BYTES)
+    peak += 2 * directions * probe.forms["gram"][0].n_outputs
+    passes = -(-n // size) + int(-(-reading // 1))
+    return Plan("soft_count", n_queries or n, n if n_queries else 0, size, 1, passes, int(peak), 8 * n, total)
