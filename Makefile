@@ -1,6 +1,6 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench setup clean
+.PHONY: help demo test check docs bench peers setup clean
 
 python := .venv/bin/python
 
@@ -30,8 +30,12 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.soft_count
 	$(python) -m benchmarks.soft_count --outputs 10
 	$(python) -m benchmarks.soft_count lenet --scale 0.25
+	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard
+
+peers: setup  ## add the libraries that the benchmarks compare with, where they can be had
+	@bash scripts/setup_bench.sh
 
 setup:  ## make .venv, unless it is there and up to date (the other targets do this)
 	@bash scripts/setup.sh

@@ -93,10 +93,12 @@ def first_logit(returned: Tensor) -> Tensor:
     return returned[:, 0]
 
 
-def kernel_of(model: nn.Module, n_outputs: int = 1, batch_size: int | None = None) -> GradientKernel:
+def kernel_of(
+    model: nn.Module, n_outputs: int = 1, batch_size: int | None = None, max_bytes: int = MAX_BYTES
+) -> GradientKernel:
     """The kernel of the first logit, or of all ten; its first call proves itself, and is reported apart."""
     output = first_logit if n_outputs == 1 else "logits"
-    return GradientKernel(model, output, batch_size=batch_size, max_bytes=MAX_BYTES)
+    return GradientKernel(model, output, batch_size=batch_size, max_bytes=max_bytes)
 
 
 def peers_of(timings: Mapping[str, Timing]) -> list[str]:

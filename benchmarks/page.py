@@ -63,12 +63,15 @@ MEASURES = {
     "times_ahead": Measure("ahead of the fastest peer", False, times),
     "extra_bytes": Measure("extra memory", True, megabytes),
     "times_allowed_bytes": Measure("extra memory over what is allowed", True, times),
+    "seconds_off": Measure("planned time, too long or too short", True, times),
+    "bytes_off": Measure("planned memory, too much or too little", True, times),
     "memory_growth": Measure("memory, all samples over half of them", True, times),
 }
 
 _GRAM = {"times_floor": 1.5, "times_ahead": 2.0, "times_allowed_bytes": 1.0}
 _RECTANGLE = {"times_plain": 2.0, "times_ahead": 3.0, "times_allowed_bytes": 1.0}
 _SOFT_COUNT = {"epochs": 2.5, "memory_growth": 1.2, "times_allowed_bytes": 1.0}
+_PLAN = {"seconds_off": 1.25, "bytes_off": 1.25}
 _BLOCKS = {"times_ahead": 3.0, "times_allowed_bytes": 1.0}
 
 MARKS: dict[str, dict[str, float]] = {
@@ -91,6 +94,16 @@ MARKS: dict[str, dict[str, float]] = {
     "soft_count-encoder-n128-c1": _SOFT_COUNT,
     "soft_count-mlp-n1024-c10": _SOFT_COUNT,
     "soft_count-lenet-n512-c10": _SOFT_COUNT,
+    "plan-mlp-gram-n1024": _PLAN,
+    "plan-mlp-similarity-64x4096": _PLAN,
+    "plan-mlp-soft_count-n4096": _PLAN,
+    "plan-lenet-gram-n512": _PLAN,
+    "plan-lenet-similarity-64x4096": _PLAN,
+    "plan-lenet-soft_count-n2048": _PLAN,
+    "plan-resnet18-gram-n64": _PLAN,
+    "plan-vit-gram-n64": _PLAN,
+    "plan-vit-soft_count-n128": _PLAN,
+    "plan-encoder-gram-n64": _PLAN,
 }
 """job -> number of its record -> the mark it has to reach."""
 
@@ -128,6 +141,11 @@ of the first number of queries among the second number of samples.""",
         """\
 The sum of each sample's similarities to all n, over `c` outputs, whitened. Plain is one epoch of training. Memory is to
 be the same for all samples as for half of them.""",
+    ),
+    "plan": (
+        "Plans",
+        """\
+What `kinsight.plan` said, and what then happened.""",
     ),
 }
 
@@ -182,13 +200,15 @@ def job_row(record: Record) -> dict[str, str]:
     return {
         "job": f"`{record['job']}`",
         "kinsight": way(KINSIGHT),
+        "planned time": fact("planned_seconds", seconds),
         "first call": way(FIRST),
         "floor": fact("floor_seconds", seconds),
         "over floor": fact("times_floor", times),
         "plain": way(PLAIN),
-        "over plain": times(own / ways[PLAIN]["median_seconds"]),
+        "over plain": times(own / ways[PLAIN]["median_seconds"]) if PLAIN in ways else NONE,
         "peers": "<br>".join(f"{each} {way(each)} ({times(ways[each]['median_seconds'] / own)})" for each in peers),
         "extra memory": fact("extra_bytes", megabytes),
+        "planned memory": fact("planned_bytes", megabytes),
         "error": NONE if error is None else f"{error:.0e}",
     }
 

@@ -76,9 +76,14 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
 
 
 def growth(model: nn.Module, x: Tensor, n_outputs: int, size: int) -> dict[str, float | int]:
-    """Memory with all samples and with half of them, in batches of one size: at most `size`, at least two of a half."""
+    """Memory with all samples and with half of them, in batches of one size: at most `size`, at least two of a half.
+
+    Captures that are kept for the second pass grow with the data up to half of the bound on memory: here the bound is
+    so low that they reach it with half of the data.
+    """
     size = max(1, min(size, len(x) // 4))
-    kernel = jobs.kernel_of(model, n_outputs, size)
+    each = jobs.kernel_of(model, n_outputs, size).gradients(x[:2]).n_bytes // 2
+    kernel = jobs.kernel_of(model, n_outputs, size, max_bytes=each * len(x) // 2)
     peaks = {}
     for n in (len(x), len(x) // 2):
         run = partial(counts, kernel, x[:n])
