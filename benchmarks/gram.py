@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import floors, jobs, optional_peers, peers
 from benchmarks.jobs import KINSIGHT
@@ -88,9 +89,16 @@ def peers_of(
     }
     if name in ("vit", "resnet18", "encoder"):
         ways["one sample at a time"] = lambda: peers.gram_one_at_a_time(model, x, n_outputs) / n_outputs
+    if name in ("vit", "encoder"):  # vmap runs fused attention one sample at a time
+        ways["torch.func, attention by its formula"] = partial(_with_plain_attention, ways["torch.func"])
     others = optional_peers.gram_ways(model, x, n_outputs, refused=refused, chunk=chunk)
     ways.update({way: partial(_mean, job, n_outputs) for way, job in others.items()})
     return ways
+
+
+def _with_plain_attention(job: Callable[[], Tensor]) -> Tensor:
+    with sdpa_kernel(SDPBackend.MATH):
+        return job()
 
 
 def _mean(job: Callable[[], Tensor], n_outputs: int) -> Tensor:
