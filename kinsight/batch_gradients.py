@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
-from kinsight.contractions import Form, add_in_float64, full_precision, in_float64
+from kinsight.contractions import Contraction, Form, add_in_float64, full_precision, in_float64
 from kinsight.gradients import Gradients, Products, gram_block
 from kinsight.samples import Id
 from kinsight.sketch import Projection
@@ -23,11 +23,13 @@ class BatchGradients:
         ids: the samples' ids.
         outputs: the output function's values, [n c].
         by_parameter: gradients by parameter name. A parameter the outputs do not depend on is absent.
+        contraction: what inner products with other batches are computed in.
     """
 
     ids: tuple[Id, ...]
     outputs: Outputs
     by_parameter: Mapping[str, Gradients]
+    contraction: Contraction = "full"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -57,7 +59,7 @@ class BatchGradients:
         """
         size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
         total = in_float64(self.outputs.new_zeros(len(self), len(other), *size))
-        products = Products()
+        products = Products(contraction=self.contraction)
         for name, gradients in self.by_parameter.items():
             if name in other.by_parameter:
                 total = add_in_float64(total, gram_block(gradients, other.by_parameter[name], form, products))
@@ -71,7 +73,7 @@ class BatchGradients:
     def mean_gram(self, other: BatchGradients) -> Tensor:
         """Inner products with another batch, averaged over outputs: the shares, added up one by one. [n m]."""
         total = in_float64(self.outputs.new_zeros(len(self), len(other)))
-        products = Products()
+        products = Products(contraction=self.contraction)
         for name, gradients in self.by_parameter.items():
             if name in other.by_parameter:
                 share = gram_block(gradients, other.by_parameter[name], "trace", products)
@@ -82,7 +84,7 @@ class BatchGradients:
     @full_precision()
     def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
         """Each parameter's share of the inner products."""
-        products = Products()
+        products = Products(contraction=self.contraction)
         return {
             name: gram_block(gradients, other.by_parameter[name], form, products)
             for name, gradients in self.by_parameter.items()
@@ -141,7 +143,7 @@ class BatchGradients:
     def rows(self, start: int, stop: int) -> BatchGradients:
         """The gradients of samples start:stop."""
         parts = {name: each.rows(start, stop) for name, each in self.by_parameter.items()}
-        return BatchGradients(self.ids[start:stop], self.outputs[start:stop], parts)
+        return BatchGradients(self.ids[start:stop], self.outputs[start:stop], parts, self.contraction)
 
 
 def _count(directions: Mapping[str, Tensor]) -> int:

@@ -13,6 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kinsight.errors import InputError
+
 Form = Literal["trace", "diagonal", "blocks"]
 """What a Gram block keeps of each pair's [c d] block: its trace, its diagonal, or all of it."""
 
@@ -20,11 +22,48 @@ SCRATCH_BYTES = 8 * 2**20
 """Upper bound of a contraction's scratch memory: small enough to stay in caches, and to be given out again."""
 
 
-def matrix_product(x: Tensor, y: Tensor) -> Tensor:
+Contraction = Literal["full", "bfloat16", "split"]
+"""What large matrices of float32 numbers are multiplied in, where sums over a layer's weights are taken:
+
+full: float32.
+bfloat16: numbers are rounded to 8 bits, products added up in float32; CPUs round the sums to 8 bits, too. Similarities
+    are off by up to 1e-2.
+split: two such halves a number, three products of them: off by 1e-5. On CUDA, where products of bfloat16 matrices can
+    be had in float32.
+"""
+
+
+def matrix_product(x: Tensor, y: Tensor, contraction: Contraction = "full") -> Tensor:
     """x y^T of matrices. [n p], [m p] -> [n m]. Where they are the same, little more than half of it is computed."""
+    if x.dtype == torch.bfloat16:
+        return _product(x, y).float()
+    if contraction == "full" or x.dtype != torch.float32:  # float64 is there for a reason
+        return _product(x, y)
+    if contraction == "bfloat16":
+        rounded = x.bfloat16()
+        return _product(rounded, rounded if _are_one(x, y) else y.bfloat16()).float()
+    high_x, high_y = x.bfloat16(), y.bfloat16()
+    low_x, low_y = (x - high_x).bfloat16(), (y - high_y).bfloat16()
+    return wide_product(high_x, high_y) + (wide_product(high_x, low_y) + wide_product(low_x, high_y))
+
+
+def wide_product(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T of bfloat16 matrices, in float32.
+
+    Raises:
+        InputError: the device has no such product.
+    """
+    if x.device.type != "cuda":
+        raise InputError(
+            f"contraction='split' needs products of bfloat16 matrices with results in float32, which torch does not "
+            f"have on {x.device.type}. Use contraction='full', or 'bfloat16' where errors of 1e-2 do no harm."
+        )
+    return torch.mm(x, y.T, out_dtype=torch.float32)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
     n = x.shape[0]
-    is_same = x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
-    if not is_same or n < SYMMETRIC or x.requires_grad or y.requires_grad:
+    if not _are_one(x, y) or n < SYMMETRIC or x.requires_grad or y.requires_grad:
         return x @ y.T
     product = x.new_empty(n, n)
     step = -(-n // max(2, min(8, n // 128)))
@@ -32,6 +71,11 @@ def matrix_product(x: Tensor, y: Tensor) -> Tensor:
         rows = slice(start, start + step)
         torch.mm(x[rows], x[start:].T, out=product[rows, start:])
     return _mirror_upper(product, step)
+
+
+def _are_one(x: Tensor, y: Tensor) -> bool:
+    """Whether two matrices are the same piece of memory, read in the same way."""
+    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
 
 
 def _mirror_upper(product: Tensor, step: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
-from kinsight.contractions import in_float64
+from kinsight.contractions import Contraction, in_float64
 from kinsight.differentiate import Differentiator
 from kinsight.errors import (
     EmptyDataError,
@@ -70,6 +70,8 @@ class GradientKernel:
         max_outputs: number of outputs above which differentiating each is refused.
         batch_size: samples in one pass; chosen from `max_bytes` where left out.
         max_bytes: bound on the memory that gradients are held in.
+        contraction: what inner products of float32 gradients are computed in: 'full' (float32), 'bfloat16' (errors of
+            up to 1e-2 of |g(x)| |g(y)|), 'split' (1e-5, CUDA only). Gradients and norms stay in float32.
 
     Raises:
         NoParametersError: nothing to differentiate with respect to.
@@ -99,12 +101,16 @@ class GradientKernel:
         max_outputs: int = 32,
         batch_size: int | None = None,
         max_bytes: int = 2**30,
+        contraction: Contraction = "full",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SampleTypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
         for name, value in (("batch_size", batch_size), ("max_bytes", max_bytes)):
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: at least one sample, and its gradients, have to fit.")
+        if contraction not in ("full", "bfloat16", "split"):
+            raise UnknownNameError(f"contraction {contraction!r} is unknown: use 'full', 'bfloat16' or 'split'.")
+        self.contraction = contraction
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.output = resolve_output(output)
         self.parameters = choose_parameters(self.model, parameters)
@@ -147,7 +153,8 @@ class GradientKernel:
         batch = as_batch(x)
         if not len(batch):
             raise EmptyDataError("The batch has 0 samples: there is nothing to differentiate.")
-        return self._differentiate(batch.to(self.device)).within_range()
+        gradients = self._differentiate(batch.to(self.device)).within_range()
+        return gradients if self.contraction == "full" else replace(gradients, contraction=self.contraction)
 
     def outputs(self, x: Inputs | Batch) -> Outputs:
         """The output function's values. [n c]."""

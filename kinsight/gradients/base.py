@@ -65,13 +65,17 @@ class Gradients(ABC):
 
     def double(self) -> Gradients:
         """The same in float64, or as close as the device has it."""
+        return self if self.tensors[0].device.type == "mps" else self.to(torch.float64)
+
+    def to(self, dtype: torch.dtype) -> Gradients:
+        """The same in another precision."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return replace(  # type: ignore[type-var]
             self,
             **{
-                name: value.double()
+                name: value.to(dtype)
                 for name, value in values.items()
-                if isinstance(value, Tensor) and value.is_floating_point() and value.device.type != "mps"
+                if isinstance(value, Tensor) and value.is_floating_point()
             },
         )
 

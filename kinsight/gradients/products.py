@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kinsight.contractions import (
+    Contraction,
     Form,
     chunks,
     crossed_gram,
@@ -35,17 +36,20 @@ class Products:
         factors, value: the last product of two matrices: a layer's weight and bias both need that of its output
             gradients.
         scratch: memory for gradients that only pass through.
+        contraction: what matrices are multiplied in.
     """
 
     factors: tuple[Tensor, Tensor] | None = None
     value: Tensor | None = None
     scratch: Scratch = field(default_factory=Scratch)
+    contraction: Contraction = "full"
 
     def of(self, x: Tensor, y: Tensor) -> Tensor:
         """x y^T of matrices [n p] and [m p]. [n m]. Not to be written into."""
         known = self.factors is not None and _are_one(self.factors[0], x) and _are_one(self.factors[1], y)
         if self.value is None or not known:
-            self.factors, self.value = (x, y), matrix_product(x, y)  # held: what is freed may lie elsewhere anew
+            # the factors are held: what is freed may lie elsewhere anew
+            self.factors, self.value = (x, y), matrix_product(x, y, self.contraction)
         return self.value
 
 
@@ -68,7 +72,7 @@ def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None
     products = Products() if products is None else products
     if isinstance(x, Summed) or isinstance(y, Summed):
         if isinstance(x, Built) or isinstance(y, Built):
-            return _row_by_row(x, y, form)
+            return _row_by_row(x, y, form, products)
         parts_x = x.parts if isinstance(x, Summed) else (x,)
         parts_y = y.parts if isinstance(y, Summed) else (y,)
         return total_of([gram_block(a, b, form, products) for a in parts_x for b in parts_y])
@@ -87,8 +91,8 @@ def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None
     if isinstance(x, Built) and isinstance(y, Built):
         if form == "trace":
             return products.of(x.values.flatten(1), y.values.flatten(1))
-        return _of_built(x.values, y.values, form)
-    return _row_by_row(x, y, form)
+        return _of_built(x.values, y.values, form, products)
+    return _row_by_row(x, y, form, products)
 
 
 def _fit(x: Product, y: Product) -> bool:
@@ -97,16 +101,15 @@ def _fit(x: Product, y: Product) -> bool:
     return x.gradient_first == y.gradient_first and (a.g, a.i, a.o) == (b.g, b.i, b.o)
 
 
-def _row_by_row(x: Gradients, y: Gradients, form: Form) -> Tensor:
+def _row_by_row(x: Gradients, y: Gradients, form: Form, products: Products) -> Tensor:
     """Gram block of gradients of which not both are built, as many samples at a time as fit in `PASSING_BYTES`."""
     if isinstance(y, Built):
         size = x.tensors[0].element_size() * x.c * math.prod(x.shape)
-        return torch.cat(
-            [_of_built(x.rows(r.start, r.stop).build(), y.values, form) for r in chunks(x.n, size, PASSING_BYTES)]
-        )
+        parts = (x.rows(r.start, r.stop).build() for r in chunks(x.n, size, PASSING_BYTES))
+        return torch.cat([_of_built(part, y.values, form, products) for part in parts])
     if isinstance(x, Built):
-        return mirrored(_row_by_row(y, x, form), form)
-    return _row_by_row(x, Built(y.build()), form)
+        return mirrored(_row_by_row(y, x, form, products), form)
+    return _row_by_row(x, Built(y.build()), form, products)
 
 
 def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tensor:
@@ -114,11 +117,11 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     n_pairs = b.c if form == "blocks" else 0
     is_built = is_gram_built(n=x.n, m=0 if x is y else y.n, t=a.t, s=b.t, g=a.g, i=a.i, o=a.o, c=a.c, d=n_pairs)
     if is_built:
-        return _by_channels(x, y, form, products.scratch)
+        return _by_channels(x, y, form, products)
     layer_x = x.factored()
     layer_y = layer_x if x is y else y.factored()
     if a.t == b.t == a.g == 1 and form == "trace":
-        inputs = matrix_product(layer_x.inputs.flatten(1), layer_y.inputs.flatten(1))
+        inputs = matrix_product(layer_x.inputs.flatten(1), layer_y.inputs.flatten(1), products.contraction)
         gradients = products.of(layer_x.output_gradients.flatten(1), layer_y.output_gradients.flatten(1))
         return inputs * gradients if inputs.requires_grad or gradients.requires_grad else inputs.mul_(gradients)
     by_group = layer_x.inputs.permute(2, 0, 1, 3).contiguous()
@@ -126,8 +129,13 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     return position_gram(both, (layer_x.output_gradients, layer_y.output_gradients), form)
 
 
-def _by_channels(x: Product, y: Product, form: Form, scratch: Scratch) -> Tensor:
+def _by_channels(x: Product, y: Product, form: Form, products: Products) -> Tensor:
     """Gram block of built gradients, as many input channels at a time as fit in `PASSING_BYTES`."""
+    if products.contraction == "bfloat16" and form == "trace" and x.dtype == torch.float32 and not x.is_differentiated:
+        is_same = x is y
+        x = x.to(torch.bfloat16)
+        y = x if is_same else y.to(torch.bfloat16)
+    scratch = products.scratch
     s, n_channels = x.sizes, x.n_channels
     element = x.tensors[0].element_size()
     size = element * s.g * s.i * s.o * (x.n * s.c + (0 if x is y else y.n * y.sizes.c)) // n_channels
@@ -138,16 +146,16 @@ def _by_channels(x: Product, y: Product, form: Form, scratch: Scratch) -> Tensor
         is_whole = step >= n_channels
         values = (x if is_whole else x.narrow(start, stop)).multiplied(scratch, "rows")
         others = values if x is y else (y if is_whole else y.narrow(start, stop)).multiplied(scratch, "columns")
-        part = _of_built(values, others, form)
+        part = _of_built(values, others, form, products)
         total = part if total is None else total + part
     assert total is not None
     return total
 
 
-def _of_built(x: Tensor, y: Tensor, form: Form) -> Tensor:
+def _of_built(x: Tensor, y: Tensor, form: Form, products: Products) -> Tensor:
     """Gram block of built gradients [n c *shape], [m d *shape]."""
     if form == "trace":
-        return matrix_product(x.flatten(1), y.flatten(1))
+        return matrix_product(x.flatten(1), y.flatten(1), products.contraction)
     x, y = (values.reshape(*values.shape[:2], math.prod(values.shape[2:])) for values in (x, y))
     if form == "diagonal":
         return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).permute(1, 2, 0)

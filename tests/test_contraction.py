@@ -1,0 +1,70 @@
+"""Inner products in reduced precision: asked for, off by what is said, and by no more."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import kinsight
+from kinsight import contractions
+from kinsight.kernel import GradientKernel
+from tests.zoo import ZOO, Case
+
+STATED = {"bfloat16": 1e-2, "split": 1e-5}
+"""Largest error of an inner product, over the product of the norms, that the documentation states."""
+
+LARGE = [case for case in ZOO if case.name in ("mlp", "residual", "transformer", "convolutions 1d 3d", "lstm")]
+
+
+def emulated(x: Tensor, y: Tensor) -> Tensor:
+    """What CUDA computes: products of bfloat16 numbers are exact in float32, and added up there."""
+    return x.float() @ y.float().T
+
+
+def errors(case: Case, contraction: str, n: int = 130) -> Tensor:
+    """Of every inner product, over the product of the norms. [n n]."""
+    x = case.batch(n, torch.float32)
+    output = case.outputs[0]
+    truth = GradientKernel(case.model(torch.float32), output)(x)
+    found = GradientKernel(case.model(torch.float32), output, contraction=contraction)(x)  # type: ignore[arg-type]
+    norms = truth.diagonal().sqrt()
+    return (found - truth).abs() / (norms[:, None] * norms)
+
+
+@pytest.mark.parametrize("contraction", list(STATED))
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.name)
+def test_errors_are_what_is_stated(case: Case, contraction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contractions, "wide_product", emulated)
+    largest = float(errors(case, contraction).max())
+    assert largest < STATED[contraction]
+    assert largest > STATED[contraction] / 1e4, "nothing was rounded: this test could not fail"
+
+
+@pytest.mark.parametrize("question", ["neighbors", "soft_count"])
+def test_questions_take_the_contraction_of_their_kernel(question: str) -> None:
+    case = LARGE[1]
+    x = case.batch(40, torch.float32)
+    full, coarse = (GradientKernel(case.model(torch.float32), contraction=c) for c in ("full", "bfloat16"))
+    if question == "soft_count":  # a sum of products with one direction: nothing large to multiply
+        assert torch.equal(kinsight.soft_count(full, x).values, kinsight.soft_count(coarse, x).values)
+        return
+    near, nearly = (kinsight.neighbors(kernel, x, x, 3).similarities for kernel in (full, coarse))
+    assert 0 < float((near - nearly).abs().max()) < 2 * STATED["bfloat16"]
+
+
+def test_float64_stays_float64() -> None:
+    case = LARGE[0]
+    x = case.batch(20)
+    assert torch.equal(GradientKernel(case.model(), contraction="bfloat16")(x), GradientKernel(case.model())(x))
+
+
+def test_split_is_refused_where_there_is_no_such_product() -> None:
+    case = LARGE[0]
+    kernel = GradientKernel(case.model(torch.float32), contraction="split")
+    with pytest.raises(kinsight.errors.InputError, match=r"contraction='split' needs .* have on cpu. Use"):
+        kernel(case.batch(4, torch.float32))
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_unknown_contractions_are_refused() -> None:
+    with pytest.raises(kinsight.errors.UnknownNameError, match="contraction 'int8' is unknown: use 'full'"):
+        GradientKernel(torch.nn.Linear(2, 1), contraction="int8")  # type: ignore[arg-type]
