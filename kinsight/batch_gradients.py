@@ -48,6 +48,10 @@ class BatchGradients:
         """The same gradients, in float64 where their inner products could leave the range of float32."""
         if all(each.is_moderate for each in self.by_parameter.values()):
             return self
+        return self.double()
+
+    def double(self) -> BatchGradients:
+        """The same gradients in float64."""
         return replace(self, by_parameter={name: each.double() for name, each in self.by_parameter.items()})
 
     @full_precision()

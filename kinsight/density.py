@@ -1,6 +1,6 @@
 """How crowded the data is around each sample, through the network's eyes.
 
-    soft   N_S(x) = sum_j k(x, x_j)              linear time: the sum of unit gradients is all that is kept
+    soft   N_S(x) = sum_j k(x, x_j)              linear time: from the sum of unit gradients
     hard   N_tau(x) = number of k(x, x_j) > tau  block by block
     power  N_a(x) = sum over k > 0 of k^a        block by block
 
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from kinsight.errors import InputError, UnknownNameError
-from kinsight.kernel import GradientKernel, Normalization, warn_undefined
+from kinsight.kernel import GradientKernel, Normalization
 from kinsight.neighbors import self_positions
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
+from kinsight.unit_gradients import warn_undefined
 from kinsight.unit_sum import Route, UnitSum
 
 
@@ -74,8 +75,8 @@ def soft_count(
     """The soft count N_S(x) = sum_j k(x, x_j), in time linear in the number of samples.
 
     N_S(x) = u(x) . S with u the unit gradient and S = sum_j u(x_j): one pass adds up S, one reads it. For c outputs
-    there are c directions, S_a = sum_j (whitened gradient a of x_j), and N_S = sum_a u_a(x) . S_a. No per-sample
-    gradient is kept; S is accumulated in float64.
+    there are c directions, S_a = sum_j (whitened gradient a of x_j), and N_S = sum_a u_a(x) . S_a. Of single
+    samples only captures are kept, as far as memory allows; S is accumulated in float64.
 
     Args:
         kernel: the gradient kernel of the network.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
-from kinsight.contractions import Contraction, in_float64
+from kinsight.contractions import SAFE_NORMS, Contraction, in_float64
 from kinsight.differentiate import Differentiator
 from kinsight.errors import (
     EmptyDataError,
@@ -20,7 +19,6 @@ from kinsight.errors import (
     NonFiniteError,
     SampleTypeError,
     UnknownNameError,
-    ZeroGradientWarning,
 )
 from kinsight.footprint import Footprint, measure
 from kinsight.outputs import OutputFunction, resolve_output
@@ -29,7 +27,7 @@ from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
 from kinsight.trace import Check
-from kinsight.unit_gradients import Normalizer, UnitGradients
+from kinsight.unit_gradients import Normalizer, UnitGradients, warn_undefined
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
 
 Normalization = Literal["whitened", "flat"]
@@ -71,7 +69,8 @@ class GradientKernel:
         batch_size: samples in one pass; chosen from `max_bytes` where left out.
         max_bytes: bound on the memory that gradients are held in.
         contraction: what inner products of float32 gradients are computed in: 'full' (float32), 'bfloat16' (errors of
-            up to 1e-2 of |g(x)| |g(y)|), 'split' (1e-5, CUDA only). Gradients and norms stay in float32.
+            up to 2.5e-2 of |g(x)| |g(y)|, mostly below 5e-3), 'split' (1e-5, CUDA only). Gradients and norms stay in
+            float32, and so do `blocks` and what is made of them.
 
     Raises:
         NoParametersError: nothing to differentiate with respect to.
@@ -176,6 +175,8 @@ class GradientKernel:
             NonFiniteError: norms overflow, with the samples' ids.
             UnknownNameError: there is no such normalization.
         """
+        if normalization not in ("whitened", "flat"):
+            raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
         own = gradients.self_blocks()
         check_finite(own, gradients, "gradients")
         c = own.shape[1]
@@ -183,11 +184,9 @@ class GradientKernel:
         norms = squares.sqrt()
         if normalization == "flat" or c == 1:
             return Normalizer.scaling(norms, c)
-        if normalization != "whitened":
-            raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
         own_spectrum = spectrum(own, self.precision)
         mixing = own_spectrum.power(-0.5) / own_spectrum.ranks.clamp(min=1).double().sqrt()[:, None, None]
-        return Normalizer(norms, mixing, own_spectrum.ranks)
+        return Normalizer(norms, mixing, own_spectrum.ranks, spread=own_spectrum.spread)
 
     # ----------------------------------------------------------------------------------------- kernel values
 
@@ -347,15 +346,19 @@ class GradientKernel:
     def _with_itself(self, batch: Batch, normalization: Normalization, undefined: dict[Id, None]) -> Tensor:
         """Similarities of one batch. Where one number normalizes a gradient, the Gram block has it on its diagonal."""
         gradients = self.gradients(batch)
-        if normalization == "flat" or gradients.n_outputs == 1:
+        block: Tensor | None = None
+        if self.contraction == "full" and (normalization == "flat" or gradients.n_outputs == 1):
             block = gradients.gram(gradients)
-            check_finite(block.diagonal(), batch, "gradients")
-            norms = block.diagonal().clamp(min=0).sqrt()
-            unit = UnitGradients.of(gradients, Normalizer.scaling(norms, gradients.n_outputs))
-            block = unit.normalized(block, unit) if unit.scale is not None else unit.gram(unit)
-        else:
-            unit = self.unit_gradients(batch, normalization)
-            block = unit.gram(unit)
+            squares = block.diagonal()
+            low, high = SAFE_NORMS
+            if bool(((squares > low**2) & (squares < high**2)).all()):
+                by = Normalizer.scaling(squares.sqrt(), gradients.n_outputs)
+            else:  # in float32 the smallest squares are 0, or nearly so
+                block = None
+        if block is None:
+            by = self.normalizer(gradients, normalization)
+        unit = UnitGradients.of(gradients, by)
+        block = unit.gram(unit) if block is None else unit.normalized(block, unit)
         undefined.update(dict.fromkeys(unit.undefined_ids))
         block[~unit.is_defined] = torch.nan
         block[:, ~unit.is_defined] = torch.nan
@@ -432,18 +435,6 @@ class GradientKernel:
 
 _FEW = 4
 """Samples that are measured to choose how many to work on at once."""
-
-
-def warn_undefined(ids: Sequence[Id]) -> None:
-    """Warn that the similarity of these samples is undefined, if there are any."""
-    if ids:
-        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-        warnings.warn(
-            f"The gradient of {len(ids)} samples is zero: {list(ids[:5])}{more}. Moving the parameters does not move "
-            "their output (dead units?), so their similarity to anything is undefined: nan here, left out of sums.",
-            ZeroGradientWarning,
-            stacklevel=3,
-        )
 
 
 def _mirror_blocks(block: Tensor) -> Tensor:

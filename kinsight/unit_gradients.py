@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from kinsight.axes import Mask, Mixing, PerSample
 from kinsight.batch_gradients import BatchGradients
 from kinsight.contractions import SAFE_NORMS, Form
+from kinsight.errors import ZeroGradientWarning
 from kinsight.samples import Id
 
 
@@ -22,12 +25,14 @@ class Normalizer:
         mixing: the linear map of each sample's outputs that normalizes them, in float64, [n a c]; 0 where they are 0.
         ranks: rank of K(x, x), [n] (of no meaning for the flat normalization: then c).
         scale: what the map multiplies by, [n], where it is nothing but that.
+        spread: how much more the map magnifies some combinations of outputs than others, [n], where it does.
     """
 
     norms: PerSample
     mixing: Mixing
     ranks: Tensor
     scale: PerSample | None = None
+    spread: PerSample | None = None
 
     @staticmethod
     def scaling(norms: PerSample, c: int) -> Normalizer:
@@ -40,6 +45,12 @@ class Normalizer:
     def is_defined(self) -> Mask:
         """Whether each sample's similarities are defined: its gradient is not zero. [n]."""
         return self.norms > 0
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether no norm, nor its inverse, is near the ends of float32."""
+        low, high = SAFE_NORMS
+        return bool(((self.norms == 0) | ((self.norms > low) & (self.norms < high))).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +70,7 @@ class UnitGradients:
     @staticmethod
     def of(gradients: BatchGradients, by: Normalizer) -> UnitGradients:
         """The gradients, normalized; where only a number is missing, nothing is touched until products are there."""
-        low, high = SAFE_NORMS
-        is_safe = bool(((by.norms == 0) | ((by.norms > low) & (by.norms < high))).all())
-        if by.scale is not None and is_safe:
+        if by.scale is not None and by.is_safe:
             return UnitGradients(gradients, by.norms, by.scale)
         return UnitGradients(gradients.mix(by.mixing), by.norms)
 
@@ -97,3 +106,15 @@ class UnitGradients:
         if other.scale is not None:
             block *= other.scale.to(block).reshape(1, -1, *axes)
         return block
+
+
+def warn_undefined(ids: Sequence[Id]) -> None:
+    """Warn that the similarity of these samples is undefined, if there are any."""
+    if ids:
+        more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+        warnings.warn(
+            f"The gradient of {len(ids)} samples is zero: {list(ids[:5])}{more}. Moving the parameters does not move "
+            "their output (dead units?), so their similarity to anything is undefined: nan here, left out of sums.",
+            ZeroGradientWarning,
+            stacklevel=3,
+        )

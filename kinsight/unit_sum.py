@@ -16,6 +16,7 @@ from kinsight.errors import ModelError
 from kinsight.forward_mode import output_moves
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.samples import Batch, Samples
+from kinsight.unit_gradients import Normalizer
 
 Route = Literal["auto", "forward", "captures"]
 """How the sum is read: in forward mode, from captures as it was made, or from captures that were kept."""
@@ -34,7 +35,7 @@ class UnitSum:
         max_kept: bytes of gradients that are kept, so that their samples are read without another pass.
         directions: S, name -> [c *shape].
         kept: the gradients of the first batches.
-        mixings: M of each batch, [n a c].
+        normalizers: of each batch; M is their `mixing`.
     """
 
     kernel: GradientKernel
@@ -42,21 +43,22 @@ class UnitSum:
     max_kept: int = 0
     directions: dict[str, Tensor] = field(default_factory=dict)
     kept: list[BatchGradients] = field(default_factory=list)
-    mixings: list[Tensor] = field(default_factory=list)
+    normalizers: list[Normalizer] = field(default_factory=list)
     _n_bytes: int = 0
 
     def add(self, batch: Batch) -> None:
         """Add the unit gradients of a batch."""
         gradients = self.kernel.gradients(batch)
-        mixing = self.kernel.normalizer(gradients, self.normalization).mixing
-        for name, value in gradients.weighted_sum(mixing.transpose(0, 1)).items():
+        by = self.kernel.normalizer(gradients, self.normalization)
+        ready, mixing = _ready(gradients, by)
+        for name, value in ready.weighted_sum(mixing.transpose(0, 1)).items():
             known = self.directions.get(name)
             self.directions[name] = in_float64(value) if known is None else add_in_float64(known, value)
-        is_next = len(self.kept) == len(self.mixings)
+        is_next = len(self.kept) == len(self.normalizers)
         if is_next and self._n_bytes + gradients.n_bytes <= self.max_kept:
             self.kept.append(gradients)
             self._n_bytes += gradients.n_bytes
-        self.mixings.append(mixing)
+        self.normalizers.append(by)
 
     def read(self, samples: Samples, advance: Callable[[int], None]) -> tuple[PerSample, str]:
         """u(x) . S of any samples from their captures; nan where the gradient is zero. And the route taken."""
@@ -72,15 +74,15 @@ class UnitSum:
         Raises:
             ModelError: the values of forward mode do not add up.
         """
-        known = [self._dot(gradients, mixing) for gradients, mixing in zip(self.kept, self.mixings, strict=False)]
+        known = [self._dot(gradients, by) for gradients, by in zip(self.kept, self.normalizers, strict=False)]
         advance(sum(len(part) for part in known))
-        if len(known) == len(self.mixings):
+        if len(known) == len(self.normalizers):
             return torch.cat(known), "kept captures"
         how = "forward mode" if route == "forward" else "captures"
         parts = list(known)
         for batch in self._rest(samples, advance):
             read = self._forward if route == "forward" else self._from_captures
-            parts.append(read(batch, self.mixings[len(parts)]))
+            parts.append(read(batch, self.normalizers[len(parts)]))
         values = torch.cat(parts)
         if route == "forward":
             self._check(values)
@@ -106,35 +108,50 @@ class UnitSum:
                 "function). Use route='captures'."
             )
 
-    def _from_captures(self, batch: Batch, mixing: Mixing | None) -> PerSample:
+    def _from_captures(self, batch: Batch, by: Normalizer | None) -> PerSample:
         gradients = self.kernel.gradients(batch)
-        known = self.kernel.normalizer(gradients, self.normalization).mixing if mixing is None else mixing
-        return self._dot(gradients, known)
+        return self._dot(gradients, by or self.kernel.normalizer(gradients, self.normalization))
 
-    def _dot(self, gradients: BatchGradients, mixing: Mixing) -> PerSample:
-        """sum_ac mixing[n, a, c] (g_c . S_a). [n]."""
-        products = gradients.dot(self.directions)
-        return _where_defined((mixing * products.transpose(1, 2).to(mixing)).sum(dim=(1, 2)), mixing)
+    def _dot(self, gradients: BatchGradients, by: Normalizer) -> PerSample:
+        """sum_ac M[n, a, c] (g_c . S_a). [n]."""
+        ready, mixing = _ready(gradients, by)
+        products = ready.dot(self.directions).to(mixing)
+        return _where_defined((mixing * products.transpose(1, 2)).sum(dim=(1, 2)), by)
 
-    def _forward(self, batch: Batch, mixing: Mixing) -> PerSample:
-        """sum_ac mixing[n, a, c] (grad f_c . S_a). [n]."""
+    def _forward(self, batch: Batch, by: Normalizer) -> PerSample:
+        """sum_ac M[n, a, c] (grad f_c . S_a). [n]."""
         kernel, moved = self.kernel, batch.to(self.kernel.device)
         try:
             moves = [
                 output_moves(kernel.model, moved, kernel.output, kernel.parameters, _output(self.directions, a))
-                for a in range(mixing.shape[1])
+                for a in range(by.mixing.shape[1])
             ]
         except (NotImplementedError, RuntimeError) as error:
             raise ModelError(
                 f"The model has no forward-mode derivative: {str(error).splitlines()[0]}. Use route='captures'."
             ) from error
         products = in_float64(torch.stack(moves, dim=1))  # [n a c]
-        return _where_defined((mixing * products.to(mixing)).sum(dim=(1, 2)), mixing)
+        return _where_defined((by.mixing * products.to(by.mixing)).sum(dim=(1, 2)), by)
 
 
-def _where_defined(values: PerSample, mixing: Mixing) -> PerSample:
-    """nan where the gradient is zero, and with it its map."""
-    return values.masked_fill(~(mixing != 0).flatten(1).any(dim=1), torch.nan).cpu()
+MOST_SPREAD = 10.0
+"""Spread of a map above which it is applied to the gradients before anything is added up: it would magnify the rounding
+of sums as much."""
+
+
+def _ready(gradients: BatchGradients, by: Normalizer) -> tuple[BatchGradients, Mixing]:
+    """What is added up, and the map that is still to be applied, [n a c]."""
+    if not by.is_safe:  # 1 / |g| would leave the range of float32
+        gradients = gradients.double()
+    if by.spread is None or bool((by.spread <= MOST_SPREAD).all()):
+        return gradients, by.mixing
+    unit = torch.eye(by.mixing.shape[1], dtype=by.mixing.dtype, device=by.mixing.device)
+    return gradients.mix(by.mixing), unit.expand(len(by.norms), -1, -1)
+
+
+def _where_defined(values: PerSample, by: Normalizer) -> PerSample:
+    """nan where the gradient is zero."""
+    return values.masked_fill(~by.is_defined, torch.nan).cpu()
 
 
 def _output(directions: Mapping[str, Tensor], output: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kinsight.axes import SelfBlocks
+from kinsight.axes import PerSample, SelfBlocks
 
 GRADIENT_PRECISION = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 0.05, torch.float16: 5e-3}
 """Relative error of a computed gradient. An eigenvalue of K(x, x) is a squared length: below the square of this
@@ -34,6 +34,13 @@ class Spectrum:
     values: Float[Tensor, "n c"]
     vectors: Float[Tensor, "n c c"]
     ranks: Int[Tensor, " n"]
+
+    @property
+    def spread(self) -> PerSample:
+        """Longest over shortest direction that the gradients of the outputs span, [n]; 1 where they are zero."""
+        longest = self.values.max(dim=1).values
+        shortest = torch.where(self.values > 0, self.values, torch.inf).min(dim=1).values
+        return (longest / torch.where(longest > 0, shortest, 1.0)).sqrt().clamp(min=1)
 
     def power(self, exponent: float) -> SelfBlocks:
         """K(x, x)^exponent on its range: a negative exponent gives the pseudo-inverse's power. [n c c]."""

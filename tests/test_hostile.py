@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import kinsight
 from kinsight import reference
 from kinsight.errors import MixedSamplesError, ModelCallError, ModelError, NonFiniteError, SampleTypeError
 from kinsight.kernel import GradientKernel
@@ -442,3 +443,73 @@ class HoldsMuch(nn.Module):
 
 def test_models_that_hold_much_and_strange_things() -> None:
     GradientKernel(HoldsMuch())(torch.randn(4, 5))
+
+
+class Confident(nn.Module):
+    """Saturates for a sample whose last input is far from 0: its gradient is tiny beside the others."""
+
+    def __init__(self, body: nn.Module, is_sigmoid: bool) -> None:
+        super().__init__()
+        self.body, self.is_sigmoid = body, is_sigmoid
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x[:, :-1])
+        return torch.sigmoid(h + x[:, -1:]) if self.is_sigmoid else h * x[:, -1:]
+
+
+@pytest.mark.parametrize("last", [-48.0, -52.0, -60.0])
+@pytest.mark.parametrize("batch_size", [None, 3, 1])
+def test_a_tiny_gradient_beside_normal_ones(last: float, batch_size: int | None) -> None:
+    model = Confident(nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 1)), is_sigmoid=True)
+    x = torch.randn(6, 21)
+    x[:, -1] = 0
+    x[0, -1] = last
+    kernel = GradientKernel(model, batch_size=batch_size)
+    found, crossed = kernel.similarity(x), kernel.similarity(x[:3], x[3:])
+    counts = kinsight.soft_count(kernel, x).values
+    truth = GradientKernel(model.double()).similarity(x.double())
+    assert error(found, truth) < 1e-5
+    assert error(crossed, truth[:3, 3:]) < 1e-5
+    assert error(counts, truth.sum(dim=1)) < 1e-5
+
+
+def test_a_gradient_whose_inverse_norm_is_no_float32() -> None:
+    model = Confident(nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 1)), is_sigmoid=False)
+    x = torch.randn(8, 9)
+    x[:, -1] = 1
+    x[0, -1] = 1e-39
+    found = kinsight.soft_count(GradientKernel(model), x).values
+    truth = kinsight.soft_count(GradientKernel(model.double()), x.double()).values
+    assert error(found, truth) < 1e-5
+
+
+@pytest.mark.parametrize("closeness", [1e-2, 1e-4])
+def test_soft_counts_of_nearly_dependent_outputs_are_as_good_as_similarities(closeness: float) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3))
+
+    def nearly(z: Tensor) -> Tensor:
+        return torch.stack([z[:, 0], z[:, 0] + closeness * z[:, 1], z[:, 2]], dim=1)
+
+    x = torch.randn(30, 6)
+    kernel = GradientKernel(body, nearly)
+    counts, sums = kinsight.soft_count(kernel, x).values, kernel.similarity(x).sum(dim=1)
+    truth = GradientKernel(body.double(), nearly).similarity(x.double()).sum(dim=1)
+    assert error(counts, truth) < 3 * error(sums, truth) + 1e-6
+
+
+def test_one_side_of_a_gram_block_can_be_differentiated() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.Tanh(), nn.Conv2d(8, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 3)).double()
+    kernel = GradientKernel(model, lambda z: z.flatten(1).sum(1))
+    x, y = torch.randn(7, 2, 8, 8, dtype=torch.float64), torch.randn(5, 2, 8, 8, dtype=torch.float64)
+    fixed = kernel._differentiate(as_batch(y))
+    moved = kernel._differentiate(as_batch(x), is_differentiable=True)
+    moved.gram(fixed).sum().backward()
+    found = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    built = kernel._differentiate(as_batch(x), is_differentiable=True).build()
+    other = fixed.build()
+    sum((built[name].sum((0, 1)) * other[name].sum((0, 1))).sum() for name in built).backward()
+    truth = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert len(found) == len(truth) == 5  # the last bias does not move any gradient
+    assert all(error(ours, theirs) < 1e-9 for ours, theirs in zip(found, truth, strict=True))

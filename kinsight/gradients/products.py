@@ -70,6 +70,8 @@ def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None
         [n m] (trace), [n m c] (diagonal) or [n m c d] (blocks).
     """
     products = Products() if products is None else products
+    if x.dtype != y.dtype:  # one of them was too large or too small for float32
+        x, y = x.double(), y.double()
     if isinstance(x, Summed) or isinstance(y, Summed):
         if isinstance(x, Built) or isinstance(y, Built):
             return _row_by_row(x, y, form, products)
@@ -131,11 +133,7 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
 
 def _by_channels(x: Product, y: Product, form: Form, products: Products) -> Tensor:
     """Gram block of built gradients, as many input channels at a time as fit in `PASSING_BYTES`."""
-    if products.contraction == "bfloat16" and form == "trace" and x.dtype == torch.float32 and not x.is_differentiated:
-        is_same = x is y
-        x = x.to(torch.bfloat16)
-        y = x if is_same else y.to(torch.bfloat16)
-    scratch = products.scratch
+    is_followed = x.is_differentiated or y.is_differentiated
     s, n_channels = x.sizes, x.n_channels
     element = x.tensors[0].element_size()
     size = element * s.g * s.i * s.o * (x.n * s.c + (0 if x is y else y.n * y.sizes.c)) // n_channels
@@ -144,8 +142,14 @@ def _by_channels(x: Product, y: Product, form: Form, products: Products) -> Tens
     for start in range(0, n_channels, step):
         stop = min(n_channels, start + step)
         is_whole = step >= n_channels
-        values = (x if is_whole else x.narrow(start, stop)).multiplied(scratch, "rows")
-        others = values if x is y else (y if is_whole else y.narrow(start, stop)).multiplied(scratch, "columns")
+        part_x = x if is_whole else x.narrow(start, stop)
+        part_y = part_x if x is y else y if is_whole else y.narrow(start, stop)
+        if is_followed:  # autograd keeps what is multiplied
+            values = part_x.build().flatten(2)
+            others = values if x is y else part_y.build().flatten(2)
+        else:
+            values = part_x.multiplied(products.scratch, "rows")
+            others = values if x is y else part_y.multiplied(products.scratch, "columns")
         part = _of_built(values, others, form, products)
         total = part if total is None else total + part
     assert total is not None
