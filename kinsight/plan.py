@@ -7,8 +7,10 @@ also chooses their route, at the rate it was measured to run here.
 
 from __future__ import annotations
 
+import functools
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,7 +49,7 @@ class Plan:
         n_groups: groups of row batches whose gradients are held at once.
         n_passes: batches run forward and backward, one backward pass an output.
         peak_bytes: most memory that tensors take at once, beside the model, the data and the result.
-        result_bytes: size of the result.
+        result_bytes: size of the result; 0 for similarities, of which those who ask keep little.
         seconds: time, on this machine, as busy as it is now.
     """
 
@@ -88,6 +90,7 @@ class Probe:
         compact: bytes in the form that is kept to meet many others.
         forms: gradients of the largest batch, as captured ('gram') and in that form ('compact gram'), and the rate
             of their Gram blocks in multiply-adds a second.
+        n_outputs: outputs of a sample.
     """
 
     seconds: dict[str, Line] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class Probe:
     held: Line = field(default_factory=Line)
     compact: Line = field(default_factory=Line)
     forms: dict[str, tuple[BatchGradients, float]] = field(default_factory=dict)
+    n_outputs: int = 1
 
     def seconds_of_block(self, form: str, n: int, m: int) -> float:
         """Time of a Gram block of n samples with m others, or with themselves (m = 0)."""
@@ -121,24 +125,27 @@ def plan(kernel: GradientKernel, data: Any, queries: Any = None, *, question: Qu
         raise UnknownNameError(f"question {question!r} is unknown: use 'gram', 'similarity' or 'soft_count'.")
     columns = Samples.wrap(data)
     rows = columns if queries is None or queries is data else Samples.wrap(queries)
-    size = kernel.block_size(columns)
-    is_paired = question != "soft_count"
+    sizes = kernel.block_size(rows), kernel.block_size(columns)
     n, m = len(rows), 0 if rows is columns else len(columns)
-    is_one = max(n, m) <= size and is_paired
-    probe = _measure(kernel, columns, size, is_compact=is_paired and not is_one)
-    if not is_paired:
-        return _soft_count(kernel, probe, len(columns), size, len(rows) if m else 0)
-    return _pairs(kernel, probe, n, m, size, question)
+    if question == "soft_count":
+        probe = _measure(kernel, columns, sizes[1], steps=("gradients", "norms", "sum", "dot"))
+        return _soft_count(kernel, probe, len(columns), sizes[1], (n, sizes[0]) if m else (0, 1))
+    is_one = n <= sizes[0] and m <= sizes[1]
+    steps = ("gradients", "norms", "gram") if is_one else ("gradients", "norms", "gram", "compact", "compact gram")
+    is_eager = kernel.each(rows, kernel.gradients).is_eager
+    return _pairs(kernel, _measure(kernel, columns, sizes[1], steps=steps, is_eager=is_eager), n, m, sizes, question)
 
 
-def _measure(kernel: GradientKernel, samples: Samples, size: int, *, is_compact: bool) -> Probe:
+def _measure(
+    kernel: GradientKernel, samples: Samples, size: int, *, steps: Sequence[str], is_eager: bool = False
+) -> Probe:
     probe = Probe()
     kept = [*kernel.model.parameters(), *kernel.model.buffers()]
     n = min(4, size, len(samples))
     while True:
         begin = time.perf_counter()
         batch = next(samples.batches(n)).to(kernel.device)
-        _time(probe, kernel, batch, n, is_compact=is_compact)
+        _time(probe, kernel, batch, steps, is_eager=is_eager)
         with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
             gradients = kernel.gradients(batch)
         probe.peak.points.append((n, WORKSPACE * peak[0]))
@@ -155,8 +162,9 @@ def _tensors_of(batch: Batch) -> list[Tensor]:
     return found
 
 
-def _time(probe: Probe, kernel: GradientKernel, batch: Batch, n: int, *, is_compact: bool) -> None:
-    """Time every step on one batch: the best of several runs, until the two best agree."""
+def _time(probe: Probe, kernel: GradientKernel, batch: Batch, steps: Sequence[str], *, is_eager: bool) -> None:
+    """Time steps on one batch: the best of several runs, until the two best agree."""
+    n = len(batch)
 
     def timed(step: str, run: Callable[[], Any]) -> Any:
         seconds: list[float] = []
@@ -170,25 +178,29 @@ def _time(probe: Probe, kernel: GradientKernel, batch: Batch, n: int, *, is_comp
         return returned
 
     gradients = timed("gradients", lambda: kernel.gradients(batch))
+    forms = {"gram": gradients}
     mixing = timed("norms", lambda: kernel.normalizer(gradients, "flat")).mixing
-    directions = timed("sum", lambda: gradients.weighted_sum(mixing.transpose(0, 1)))
-    timed("dot", lambda: gradients.dot(directions))
-    timed("gram", lambda: gradients.gram(gradients))
-    probe.forms["gram"] = (gradients, gradients.gram_cost(n) / probe.seconds["gram"].points[-1][1])
-    if is_compact:
-        compact = timed("compact", lambda: gradients.compact(is_eager=True))
-        timed("compact gram", lambda: compact.gram(compact))
-        probe.forms["compact gram"] = (compact, compact.gram_cost(n) / probe.seconds["compact gram"].points[-1][1])
-        probe.compact.points.append((n, compact.n_bytes))
+    if "sum" in steps:
+        directions = timed("sum", lambda: gradients.weighted_sum(mixing.transpose(0, 1)))
+        timed("dot", lambda: gradients.dot(directions))
+    if "compact" in steps:
+        forms["compact gram"] = timed("compact", lambda: gradients.compact(is_eager=is_eager))
+        probe.compact.points.append((n, forms["compact gram"].n_bytes))
+    for step, form in forms.items():
+        if step in steps:
+            timed(step, functools.partial(form.gram, form))
+            probe.forms[step] = (form, form.gram_cost(n) / probe.seconds[step].points[-1][1])
+    probe.n_outputs = gradients.n_outputs
 
 
-def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, size: int, question: Question) -> Plan:
+def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[int, int], question: Question) -> Plan:
     """All pairs of rows and columns, block by block; see `kinsight.stream`."""
+    row_size, size = sizes
     columns = m or n
     steps = ["gradients"] + (["norms"] if question == "similarity" else [])
-    scratch, product = PASSING_BYTES + 2 * SCRATCH_BYTES, 16 * min(n, size) * min(columns, size)
+    scratch, product = PASSING_BYTES + 2 * SCRATCH_BYTES, 16 * min(n, row_size) * min(columns, size)
     result_bytes = 8 * n * columns if question == "gram" else 0
-    if max(n, columns) <= size:
+    if n <= row_size and columns <= size:
         steps = steps if m else ["gradients"]
         batches = [n, m] if m else [n]
         held = sum(probe.held(each) for each in batches)
@@ -198,13 +210,13 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, size: int, ques
             sum(probe.seconds[step](each) for step in steps for each in batches)
             + probe.seconds_of_block("gram", n, m),
         )  # fmt: skip
-    per_group = max(1, int(kernel.max_bytes // 2 // max(1.0, probe.compact(min(size, n)))))
-    row_batches, column_batches = -(-n // size), -(-columns // size)
+    per_group = max(1, int(kernel.max_bytes // 2 // max(1.0, probe.compact(min(row_size, n)))))
+    row_batches, column_batches = -(-n // row_size), -(-columns // size)
     n_groups = -(-row_batches // per_group)
     passes = row_batches + n_groups * column_batches
     if not m:  # each group meets itself and what comes after it
         passes = row_batches + sum(max(0, row_batches - (g + 1) * per_group) for g in range(n_groups))
-    each, row = min(size, columns), min(size, n)
+    each, row = min(size, columns), min(row_size, n)
     once = {step: line(each) for step, line in probe.seconds.items()}
     seconds = passes * sum(once[step] for step in steps) + row_batches * once["compact"]
     n_blocks = row_batches * column_batches / (1 if m else 2)
@@ -213,14 +225,15 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, size: int, ques
     else:
         seconds += (passes - row_batches) * once["compact"]
         seconds += n_blocks * probe.seconds_of_block("compact gram", row, each)
-    group = min(per_group, row_batches) * probe.compact(min(size, n))
+    group = min(per_group, row_batches) * probe.compact(row)
     peak = group + max(probe.peak(each), probe.held(each) + probe.compact(each) + scratch + product)
     return Plan(question, n, m, size, n_groups, passes, int(peak), result_bytes, seconds)
 
 
-def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, n_queries: int) -> Plan:
+def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, queries: tuple[int, int]) -> Plan:
     """One pass that adds up, one that reads what was not kept; see `kinsight.unit_sum`."""
     seconds, each = probe.seconds, min(size, n)
+    n_queries, query_size = queries
     batches = n / each
     kept = 0 if n_queries else min(batches, kernel.max_bytes // 2 // max(1.0, probe.held(each)))
     reading = n_queries / each if n_queries else batches - kept
@@ -229,6 +242,8 @@ def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, n_queri
     total += reading * (once["gradients"] + once["dot"] + (once["norms"] if n_queries else 0))
     directions = 8 * sum(p.numel() for p in kernel.parameters.values())
     peak = kept * probe.held(each) + max(probe.peak(each), probe.held(each) + 4 * SCRATCH_BYTES)
-    peak += 2 * directions * probe.forms["gram"][0].n_outputs
-    passes = -(-n // size) + int(-(-reading // 1))
-    return Plan("soft_count", n_queries or n, n if n_queries else 0, size, 1, passes, int(peak), 8 * n, total)
+    peak += 2 * directions * probe.n_outputs
+    passes = -(-n // size) + (-(-n_queries // query_size) if n_queries else math.ceil(batches) - int(kept))
+    return Plan(
+        "soft_count", n_queries or n, n if n_queries else 0, size, 1, passes, int(peak), 8 * (n_queries or n), total
+    )

@@ -68,6 +68,34 @@ def test_passes_are_those_that_happen(
     assert plan.peak_bytes > 0
 
 
+@pytest.mark.parametrize("max_bytes", [60_000, 500_000, 2_000_000])
+def test_passes_where_built_gradients_do_not_fit(max_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 1))
+    kernel = GradientKernel(network, lambda returned: returned.mean(1), max_bytes=max_bytes)
+    x = torch.randn(60, 16, 32)
+    plan = kinsight.plan(kernel, x, question="similarity")
+    seen = passes(kernel, monkeypatch)
+    kinsight.neighbors(kernel, x, x, normalization="flat")
+    assert len(seen) == plan.n_passes
+
+
+def test_queries_have_batches_of_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = GradientKernel(model(), max_bytes=100_000)
+    data, queries = Samples(images(6)), Samples(images(60))
+    for question, ask in ASKED.items():
+        plan = kinsight.plan(kernel, data, queries, question=question)  # type: ignore[arg-type]
+        seen = passes(kernel, monkeypatch)
+        if question != "gram":
+            ask(kernel, data, queries)
+            assert len(seen) == plan.n_passes, question
+
+
+def test_a_plan_for_a_contraction_that_is_not_needed() -> None:
+    kernel = GradientKernel(model(), contraction="split")
+    assert kinsight.plan(kernel, images(5), question="soft_count").result_bytes == 40
+
+
 def test_live_bytes_are_counted_until_they_are_freed() -> None:
     x = torch.ones(1000)
     with peak_bytes(torch.device("cpu"), [x]) as peak:
