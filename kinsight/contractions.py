@@ -36,13 +36,11 @@ split: two such halves a number, three products of them: off by 1e-5. On CUDA, w
 
 def matrix_product(x: Tensor, y: Tensor, contraction: Contraction = "full") -> Tensor:
     """x y^T of matrices. [n p], [m p] -> [n m]. Where they are the same, little more than half of it is computed."""
-    if x.dtype == torch.bfloat16:
-        return _product(x, y).float()
     if contraction == "full" or x.dtype != torch.float32:  # float64 is there for a reason
         return _product(x, y)
     if contraction == "bfloat16":
         rounded = x.bfloat16()
-        return _product(rounded, rounded if _are_one(x, y) else y.bfloat16()).float()
+        return _product(rounded, rounded if are_one(x, y) else y.bfloat16()).float()
     high_x, high_y = x.bfloat16(), y.bfloat16()
     low_x, low_y = (x - high_x).bfloat16(), (y - high_y).bfloat16()
     return wide_product(high_x, high_y) + (wide_product(high_x, low_y) + wide_product(low_x, high_y))
@@ -64,7 +62,7 @@ def wide_product(x: Tensor, y: Tensor) -> Tensor:
 
 def _product(x: Tensor, y: Tensor) -> Tensor:
     n = x.shape[0]
-    if not _are_one(x, y) or n < SYMMETRIC or x.requires_grad or y.requires_grad:
+    if not are_one(x, y) or n < SYMMETRIC or x.requires_grad or y.requires_grad:
         return x @ y.T
     product = x.new_empty(n, n)
     step = -(-n // max(2, min(8, n // 128)))
@@ -74,9 +72,9 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     return _mirror_upper(product, step)
 
 
-def _are_one(x: Tensor, y: Tensor) -> bool:
+def are_one(x: Tensor, y: Tensor) -> bool:
     """Whether two matrices are the same piece of memory, read in the same way."""
-    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
+    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
 
 
 def _mirror_upper(product: Tensor, step: int) -> Tensor:

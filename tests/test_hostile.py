@@ -442,7 +442,9 @@ class HoldsMuch(nn.Module):
 
 
 def test_models_that_hold_much_and_strange_things() -> None:
-    GradientKernel(HoldsMuch())(torch.randn(4, 5))
+    block = GradientKernel(HoldsMuch())(torch.randn(4, 5))
+    assert block.shape == (4, 4)
+    assert bool(torch.isfinite(block).all())
 
 
 class Confident(nn.Module):

@@ -42,11 +42,6 @@ class Product(Gradients):
     def rows(self, start: int, stop: int) -> Product:
         """The gradients of samples start:stop."""
 
-    def to(self, dtype: torch.dtype) -> Product:
-        found = super().to(dtype)
-        assert isinstance(found, Product)
-        return found
-
     @abstractmethod
     def factored(self) -> Factored:
         """The same with both factors laid out position by position."""

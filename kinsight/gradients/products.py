@@ -11,6 +11,7 @@ from torch import Tensor
 from kinsight.contractions import (
     Contraction,
     Form,
+    are_one,
     chunks,
     crossed_gram,
     matrix_product,
@@ -46,15 +47,11 @@ class Products:
 
     def of(self, x: Tensor, y: Tensor) -> Tensor:
         """x y^T of matrices [n p] and [m p]. [n m]. Not to be written into."""
-        known = self.factors is not None and _are_one(self.factors[0], x) and _are_one(self.factors[1], y)
+        known = self.factors is not None and are_one(self.factors[0], x) and are_one(self.factors[1], y)
         if self.value is None or not known:
             # the factors are held: what is freed may lie elsewhere anew
             self.factors, self.value = (x, y), matrix_product(x, y, self.contraction)
         return self.value
-
-
-def _are_one(x: Tensor, y: Tensor) -> bool:
-    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
 
 
 def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None = None) -> Tensor:
