@@ -88,9 +88,8 @@ class BatchGradients:
     @full_precision()
     def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
         """Each parameter's share of the inner products."""
-        products = Products(contraction=self.contraction)
         return {
-            name: gram_block(gradients, other.by_parameter[name], form, products)
+            name: gram_block(gradients, other.by_parameter[name], form, Products(contraction=self.contraction))
             for name, gradients in self.by_parameter.items()
             if name in other.by_parameter
         }
@@ -116,7 +115,11 @@ class BatchGradients:
             is_eager: build gradients also where they then take more memory than their factors.
         """
         parts = {name: each.compact(is_eager=is_eager) for name, each in self.by_parameter.items()}
-        return replace(self, by_parameter=parts)
+        return replace(self, by_parameter=parts).owned()
+
+    def owned(self) -> BatchGradients:
+        """The same gradients, holding on to no more memory than they need."""
+        return replace(self, by_parameter={name: each.owned() for name, each in self.by_parameter.items()})
 
     @full_precision()
     def weighted_sum(self, weights: Tensor) -> dict[str, Tensor]:

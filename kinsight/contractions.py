@@ -46,17 +46,22 @@ def matrix_product(x: Tensor, y: Tensor, contraction: Contraction = "full") -> T
     return wide_product(high_x, high_y) + (wide_product(high_x, low_y) + wide_product(low_x, high_y))
 
 
-def wide_product(x: Tensor, y: Tensor) -> Tensor:
-    """x y^T of bfloat16 matrices, in float32.
+def refuse_contraction(contraction: Contraction, device: torch.device) -> None:
+    """Raise where a device does not have the products that a contraction is made of.
 
     Raises:
-        InputError: the device has no such product.
+        InputError: it does not.
     """
-    if x.device.type != "cuda":
+    if contraction == "split" and device.type != "cuda":
         raise InputError(
             f"contraction='split' needs products of bfloat16 matrices with results in float32, which torch does not "
-            f"have on {x.device.type}. Use contraction='full', or 'bfloat16' where errors of 2.5e-2 do no harm."
+            f"have on {device.type}. Use contraction='full', or 'bfloat16' where errors of 2.5e-2 do no harm."
         )
+
+
+def wide_product(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T of bfloat16 matrices, in float32."""
+    refuse_contraction("split", x.device)
     return torch.mm(x, y.T, out_dtype=torch.float32)
 
 

@@ -58,9 +58,6 @@ DOUBLE = 4
 """Time of many small products in float64 next to that in float32. Norms from factors need float64: they are sums of
 t^2 terms, of which most cancel."""
 
-BUILT_BYTES = 256 * 2**20
-"""Largest size of built gradients that are held beside those that are needed anyhow."""
-
 PASSING_BYTES = 24 * 2**20
 """Largest size of built gradients that only pass through a contraction. Larger tensors come fresh from the operating
 system every time: writing 300 MB of them once cost 0.2 s, as much as computing them."""

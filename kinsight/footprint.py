@@ -9,11 +9,13 @@ from torch import Tensor
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch
-from kinsight.costs import BUILT_BYTES
 from kinsight.differentiate import Differentiator
 
 MOST = 1024
 """Largest number of samples in one pass: beyond, nothing gets faster."""
+
+RESERVE_BYTES = 256 * 2**20
+"""Held back of large bounds on memory, for gradients that only pass through and for what operators take themselves."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Footprint:
             n: number of samples.
             max_bytes: bound on the memory in use.
         """
-        room = max(max_bytes // 2, max_bytes - BUILT_BYTES)
+        room = max(max_bytes // 2, max_bytes - RESERVE_BYTES)
         each = max(1.0, self.graph + self.captured)
         fits = int(room // each)
         return min(MOST, max(1, n)) if n <= fits else min(MOST, max(1, fits // 3))

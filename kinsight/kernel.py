@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
 from kinsight.batch_gradients import BatchGradients
-from kinsight.contractions import SAFE_NORMS, Contraction, in_float64
+from kinsight.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
 from kinsight.differentiate import Differentiator
 from kinsight.errors import (
     EmptyDataError,
@@ -109,10 +109,11 @@ class GradientKernel:
                 raise InputError(f"{name} is {value}: at least one sample, and its gradients, have to fit.")
         if contraction not in ("full", "bfloat16", "split"):
             raise UnknownNameError(f"contraction {contraction!r} is unknown: use 'full', 'bfloat16' or 'split'.")
-        self.contraction = contraction
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.output = resolve_output(output)
         self.parameters = choose_parameters(self.model, parameters)
+        refuse_contraction(contraction, self.device)
+        self.contraction = contraction
         self.batch_size = batch_size
         self.max_bytes = max_bytes
         self._measured: Footprint | None = None

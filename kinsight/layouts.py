@@ -66,18 +66,25 @@ def output_gradients(outputs: Tensor, nodes: Sequence[Node], *, is_differentiabl
     """Gradients of each of c outputs at the output of each node, [c ...], one backward pass an output."""
     c = outputs.shape[1]
     unit = torch.eye(c, dtype=outputs.dtype, device=outputs.device)
-    found = [
-        gradients_at(outputs, nodes, unit[a].expand_as(outputs), is_differentiable=is_differentiable) for a in range(c)
-    ]
     stacked: dict[Node, Tensor] = {}
-    for each, node in enumerate(nodes):
-        row = [gradients[each] for gradients in found]
-        known = [gradient for gradient in row if gradient is not None]
-        if known:
-            whole = [torch.zeros_like(known[0]) if gradient is None else gradient for gradient in row]
+    for a in range(c):
+        found = gradients_at(outputs, nodes, unit[a].expand_as(outputs), is_differentiable=is_differentiable)
+        for each, node in enumerate(nodes):
+            gradient, found[each] = found[each], None  # freed one by one: those of all outputs lie in `stacked`
+            if gradient is None:
+                if node in stacked:
+                    stacked[node][a] = 0
+                continue
+            if c == 1:
+                stacked[node] = gradient.unsqueeze(0)
+                continue
             # outputs lie next to the first axis in memory: where that holds the samples, [n c ...] is contiguous
-            place = min(1, known[0].dim())
-            stacked[node] = whole[0].unsqueeze(0) if c == 1 else torch.stack(whole, dim=place).movedim(place, 0)
+            place = min(1, gradient.dim())
+            if node not in stacked:
+                shape = (*gradient.shape[:place], c, *gradient.shape[place:])
+                stacked[node] = gradient.new_empty(shape).movedim(place, 0)
+                stacked[node][:a] = 0
+            stacked[node][a] = gradient
     return stacked
 
 

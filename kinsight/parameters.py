@@ -13,7 +13,7 @@ from kinsight.errors import NoParametersError, UncapturedParameterError, Unknown
 def choose_parameters(
     model: nn.Module, parameters: Callable[[str], bool] | Iterable[str] | None
 ) -> dict[str, nn.Parameter]:
-    """The chosen parameters by name, each tensor once, under its first name.
+    """The chosen parameters by name, each tensor once, under its first name; those without a single number left out.
 
     Raises:
         NoParametersError: none is left.
@@ -44,7 +44,7 @@ def choose_parameters(
         tensors = {id(every[name]) for name in wanted}
     chosen = {name: parameter for name, parameter in named.items() if id(parameter) in tensors}
     _refuse_complex(chosen)
-    chosen = {name: parameter for name, parameter in chosen.items() if parameter.is_floating_point()}
+    chosen = {name: p for name, p in chosen.items() if p.is_floating_point() and p.numel()}
     if not chosen:
         frozen = sum(not parameter.requires_grad for parameter in named.values())
         raise NoParametersError(

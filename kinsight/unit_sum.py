@@ -56,7 +56,7 @@ class UnitSum:
             self.directions[name] = in_float64(value) if known is None else add_in_float64(known, value)
         is_next = len(self.kept) == len(self.normalizers)
         if is_next and self._n_bytes + gradients.n_bytes <= self.max_kept:
-            self.kept.append(gradients)
+            self.kept.append(gradients.owned())
             self._n_bytes += gradients.n_bytes
         self.normalizers.append(by)
 

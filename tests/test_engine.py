@@ -114,6 +114,19 @@ def test_batches_do_not_matter(case: Case) -> None:
     assert error(kernel(as_batch(x)[order]), kernel(x)[order][:, order]) < EXACT
 
 
+@pytest.mark.parametrize("is_built", [True, False])
+@pytest.mark.parametrize("case", MODELS)
+def test_pieces_do_not_matter(case: Case, is_built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = case.batch(5), case.batch(4, seed=3)
+    kernel = GradientKernel(case.model(), case.outputs[0])
+    whole = [kernel(x, y), kernel(x), kernel.blocks(x, y), kernel.diag(x)]
+    monkeypatch.setattr("kinsight.gradients.products.is_gram_built", lambda **sizes: is_built)
+    monkeypatch.setattr("kinsight.gradients.products.PASSING_BYTES", 1)
+    monkeypatch.setattr("kinsight.contractions.SCRATCH_BYTES", 1)
+    for found, truth in zip([kernel(x, y), kernel(x), kernel.blocks(x, y), kernel.diag(x)], whole, strict=True):
+        assert error(found, truth) < EXACT
+
+
 @pytest.mark.parametrize("case", MODELS)
 def test_one_sample_is_a_batch_too(case: Case) -> None:
     x = case.batch(4)

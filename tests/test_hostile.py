@@ -140,8 +140,26 @@ class Regrouped(nn.Module):
         return self.head(torch.tanh(h + looked_up)) + grouped
 
 
-@pytest.mark.parametrize(("make", "shape"), [(UsesIt, (5,)), (Regrouped, (1, 7))])
-def test_unusual_uses_are_exact(make: type[nn.Module], shape: tuple[int, ...]) -> None:
+class Unrolled(nn.Module):
+    """One kernel in a convolution, and as the matrix it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(nn.functional.conv1d(x, self.kernel, padding=1)).transpose(1, 2)
+        return torch.tanh(self.kernel.flatten(1) @ h.flatten(0, 1).T).T.reshape(h.shape).mean(1)
+
+
+@pytest.mark.parametrize("is_in_pieces", [False, True])
+@pytest.mark.parametrize(("make", "shape"), [(UsesIt, (5,)), (Regrouped, (1, 7)), (Unrolled, (2, 7))])
+def test_unusual_uses_are_exact(
+    make: type[nn.Module], shape: tuple[int, ...], is_in_pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_in_pieces:
+        monkeypatch.setattr("kinsight.gradients.products.is_gram_built", lambda **sizes: True)
+        monkeypatch.setattr("kinsight.gradients.products.PASSING_BYTES", 1)
     torch.manual_seed(0)
     x = torch.randn(5, *shape, dtype=torch.float64)
     kernel = GradientKernel(make().double())
@@ -515,3 +533,27 @@ def test_one_side_of_a_gram_block_can_be_differentiated() -> None:
     truth = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert len(found) == len(truth) == 5  # the last bias does not move any gradient
     assert all(error(ours, theirs) < 1e-9 for ours, theirs in zip(found, truth, strict=True))
+
+
+class Empty(nn.Module):
+    """Parameters without a single number, one of them in use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.empty(0))
+        self.wide, self.head = nn.Parameter(torch.empty(5, 0)), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([x, x @ self.wide], dim=1)) + self.nothing.sum()
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_parameters_without_numbers(batch_size: int | None) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 5, dtype=torch.float64)
+    model = Empty().double()
+    kernel = GradientKernel(model, batch_size=batch_size)
+    alone = GradientKernel(model.head, batch_size=batch_size)
+    assert error(kernel(x), alone(x)) < EXACT
+    assert error(kernel.similarity(x), alone.similarity(x)) < EXACT
+    assert error(kinsight.soft_count(kernel, x).values, kinsight.soft_count(alone, x).values) < EXACT

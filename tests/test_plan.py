@@ -91,11 +91,6 @@ def test_queries_have_batches_of_their_own_size(monkeypatch: pytest.MonkeyPatch)
             assert len(seen) == plan.n_passes, question
 
 
-def test_a_plan_for_a_contraction_that_is_not_needed() -> None:
-    kernel = GradientKernel(model(), contraction="split")
-    assert kinsight.plan(kernel, images(5), question="soft_count").result_bytes == 40
-
-
 def test_live_bytes_are_counted_until_they_are_freed() -> None:
     x = torch.ones(1000)
     with peak_bytes(torch.device("cpu"), [x]) as peak:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import torch
@@ -65,19 +66,23 @@ class Gradients(ABC):
 
     def double(self) -> Gradients:
         """The same in float64, or as close as the device has it."""
-        return self if self.tensors[0].device.type == "mps" else self.to(torch.float64)
+        if self.tensors[0].device.type == "mps":
+            return self
+        return self.with_tensors(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
-    def to(self, dtype: torch.dtype) -> Gradients:
-        """The same in another precision."""
+    def owned(self) -> Gradients:
+        """The same, tensors copied that are less than half of what they are a view of: the rest would stay, too."""
+
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.clone() if tensor.untyped_storage().nbytes() > 2 * tensor.nbytes else tensor
+
+        return self if self.is_differentiated else self.with_tensors(own)
+
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Gradients:
+        """The same form of other tensors."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return replace(  # type: ignore[type-var]
-            self,
-            **{
-                name: value.to(dtype)
-                for name, value in values.items()
-                if isinstance(value, Tensor) and value.is_floating_point()
-            },
-        )
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)  # type: ignore[type-var]
 
     @abstractmethod
     def build(self) -> Float[Tensor, "n c *shape"]:

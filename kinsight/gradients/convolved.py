@@ -109,11 +109,21 @@ class Convolved(Product):
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))
 
     @property
-    def n_channels(self) -> int:
-        return self.images.shape[2]
+    def n_parts(self) -> int:
+        return self.geometry.groups if self.geometry.groups > 1 else self.images.shape[2]
 
     def narrow(self, start: int, stop: int) -> Convolved:
-        return replace(self, images=self.images[:, :, start:stop], shape=(self.shape[0], stop - start, *self.shape[2:]))
+        if self.geometry.groups == 1:
+            shape = (self.shape[0], stop - start, *self.shape[2:])
+            return replace(self, images=self.images[:, :, start:stop], shape=shape)
+        each = self.shape[1]
+        gradients = self.output_gradients[:, :, :, start:stop]
+        return Convolved(
+            self.images[:, :, start * each : stop * each],
+            gradients,
+            ((stop - start) * gradients.shape[4], *self.shape[1:]),
+            replace(self.geometry, groups=stop - start),
+        )
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         if self.is_differentiated or weights.requires_grad:

@@ -48,12 +48,12 @@ class Product(Gradients):
 
     @property
     @abstractmethod
-    def n_channels(self) -> int:
-        """Number of input channels, the parts that `narrow` can cut a matrix without groups into."""
+    def n_parts(self) -> int:
+        """Number of parts that `narrow` can cut the parameter into: groups, or input channels of a single one."""
 
     @abstractmethod
     def narrow(self, start: int, stop: int) -> Product:
-        """The gradients over input channels start:stop of a matrix without groups."""
+        """The gradients over parts start:stop of the parameter."""
 
     @abstractmethod
     def multiplied(self, scratch: Scratch, place: str) -> Float[Tensor, "n c p"]:
@@ -141,12 +141,18 @@ class Factored(Product):
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))
 
     @property
-    def n_channels(self) -> int:
-        return self.inputs.shape[3]
+    def n_parts(self) -> int:
+        return self.inputs.shape[2] if self.inputs.shape[2] > 1 else self.inputs.shape[3]
 
     def narrow(self, start: int, stop: int) -> Factored:
-        shape = (self.output_gradients.shape[-1], stop - start)
-        return replace(self, inputs=self.inputs[..., start:stop], shape=shape if self.gradient_first else shape[::-1])
+        groups, i = self.inputs.shape[2:]
+        inputs, gradients = self.inputs[..., start:stop], self.output_gradients
+        if groups > 1:
+            groups, inputs, gradients = stop - start, self.inputs[:, :, start:stop], gradients[:, :, :, start:stop]
+        else:
+            i = stop - start
+        shape = (gradients.shape[-1], i) if self.gradient_first else (i, gradients.shape[-1])
+        return replace(self, inputs=inputs, output_gradients=gradients, shape=(groups, *shape))
 
     def _own_products(self) -> Tensor:
         """K_nn from the products of positions. [n c c]."""

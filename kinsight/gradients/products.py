@@ -95,9 +95,9 @@ def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None
 
 
 def _fit(x: Product, y: Product) -> bool:
-    """Whether factors meet factors: a matrix may be used whole in one place, and in groups in another."""
+    """Whether factors meet factors: a weight may be used whole here, in groups or as a matrix there."""
     a, b = x.sizes, y.sizes
-    return x.gradient_first == y.gradient_first and (a.g, a.i, a.o) == (b.g, b.i, b.o)
+    return x.gradient_first == y.gradient_first and (a.g, a.i, a.o, x.n_parts) == (b.g, b.i, b.o, y.n_parts)
 
 
 def _row_by_row(x: Gradients, y: Gradients, form: Form, products: Products) -> Tensor:
@@ -116,7 +116,7 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     n_pairs = b.c if form == "blocks" else 0
     is_built = is_gram_built(n=x.n, m=0 if x is y else y.n, t=a.t, s=b.t, g=a.g, i=a.i, o=a.o, c=a.c, d=n_pairs)
     if is_built:
-        return _by_channels(x, y, form, products)
+        return _part_by_part(x, y, form, products)
     layer_x = x.factored()
     layer_y = layer_x if x is y else y.factored()
     if a.t == b.t == a.g == 1 and form == "trace":
@@ -128,17 +128,17 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     return position_gram(both, (layer_x.output_gradients, layer_y.output_gradients), form)
 
 
-def _by_channels(x: Product, y: Product, form: Form, products: Products) -> Tensor:
-    """Gram block of built gradients, as many input channels at a time as fit in `PASSING_BYTES`."""
+def _part_by_part(x: Product, y: Product, form: Form, products: Products) -> Tensor:
+    """Gram block of built gradients, as many parts of the parameter at a time as fit in `PASSING_BYTES`."""
     is_followed = x.is_differentiated or y.is_differentiated
-    s, n_channels = x.sizes, x.n_channels
+    s, n_parts = x.sizes, x.n_parts
     element = x.tensors[0].element_size()
-    size = element * s.g * s.i * s.o * (x.n * s.c + (0 if x is y else y.n * y.sizes.c)) // n_channels
-    step = n_channels if s.g > 1 else max(1, PASSING_BYTES // max(1, size))
+    size = element * s.g * s.i * s.o * (x.n * s.c + (0 if x is y else y.n * y.sizes.c)) // n_parts
+    step = max(1, PASSING_BYTES // max(1, size))
     total: Tensor | None = None
-    for start in range(0, n_channels, step):
-        stop = min(n_channels, start + step)
-        is_whole = step >= n_channels
+    for start in range(0, n_parts, step):
+        stop = min(n_parts, start + step)
+        is_whole = step >= n_parts
         part_x = x if is_whole else x.narrow(start, stop)
         part_y = part_x if x is y else y if is_whole else y.narrow(start, stop)
         if is_followed:  # autograd keeps what is multiplied

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,8 +38,8 @@ class Summed(Gradients):
     def is_moderate(self) -> bool:
         return all(part.is_moderate for part in self.parts)
 
-    def double(self) -> Summed:
-        return Summed(tuple(part.double() for part in self.parts))
+    def with_tensors(self, change: Callable[[Tensor], Tensor]) -> Summed:
+        return Summed(tuple(part.with_tensors(change) for part in self.parts))
 
     def compact(self, *, is_eager: bool) -> Gradients:
         built = 4 * self.n * self.c * math.prod(self.shape)
