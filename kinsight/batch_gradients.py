@@ -153,5 +153,29 @@ class BatchGradients:
         return BatchGradients(self.ids[start:stop], self.outputs[start:stop], parts, self.contraction)
 
 
+@dataclass(eq=False)
+class OwnGram:
+    """Inner products of a batch with itself, averaged over outputs, from gradients that come a parameter at a time.
+
+    Args:
+        total: of what came so far, in float64, [n n].
+        contraction: what inner products are computed in.
+    """
+
+    total: Tensor
+    contraction: Contraction = "full"
+
+    def __post_init__(self) -> None:
+        self.products = Products(contraction=self.contraction)
+
+    @full_precision()
+    def take(self, name: str, gradients: Gradients) -> None:
+        """Add what the gradients over one parameter contribute."""
+        gradients = gradients if gradients.is_moderate else gradients.double()
+        share = gram_block(gradients, gradients, "trace", self.products)
+        share = share if gradients.c == 1 else in_float64(share) / gradients.c
+        self.total = add_in_float64(self.total, share)
+
+
 def _count(directions: Mapping[str, Tensor]) -> int:
     return next((len(direction) for direction in directions.values()), 0)

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch, map_leaves
@@ -32,14 +31,15 @@ from kinsight.errors import (
     UncapturedParameterError,
 )
 from kinsight.generic import one_at_a_time, vmapped
-from kinsight.gradients import Gradients, add_uses
+from kinsight.gradients import Gradients
 from kinsight.graph import Graph, Use
+from kinsight.layer_by_layer import Take, hand_over, note_refusal
 from kinsight.nodes import node_names
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
 from kinsight.rules import RULES, apply_rule
 from kinsight.running import call_model, check_finite, needs_company, untouched
 from kinsight.trace import Check, Routing, Trace, Tracer
-from kinsight.weights import to_parameters
+from kinsight.weights import from_uses, spread
 
 
 @dataclass(eq=False)
@@ -55,6 +55,7 @@ class Differentiator:
         max_outputs: largest number of outputs that is differentiated one by one.
         is_copy: whether the model is a copy made to prove another one.
         routes: the route of each parameter so far.
+        n_outputs: outputs of a sample, once a batch has been seen.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class Differentiator:
     max_outputs: int = 32
     is_copy: bool = False
     routes: dict[str, str] = field(default_factory=dict)
+    n_outputs: int | None = None
     _no_vmap: dict[str, str] = field(default_factory=dict)
     _needs_company: bool = False
     _n_batches: int = 0
@@ -88,6 +90,23 @@ class Differentiator:
             return self._in_company(batch, is_differentiable=is_differentiable)
         return self._differentiate(batch, is_differentiable=is_differentiable)
 
+    def hand_over(self, batch: Batch, take: Take) -> Tensor:
+        """The gradients of one batch, a parameter at a time, each forgotten when it has been taken.
+
+        For one output, and models whose graph says by itself where samples lie, that is while the backward pass runs:
+        then it takes no more memory than in training. Else all are captured first.
+
+        Returns:
+            The outputs, [n c].
+        """
+        whole = self(batch) if len(batch) == 1 else self._differentiate(batch, take=take)
+        left = dict(whole.by_parameter)
+        outputs = whole.outputs
+        del whole
+        for name in list(left):
+            take(name, left.pop(name))
+        return outputs
+
     def _in_company(self, batch: Batch, *, is_differentiable: bool) -> BatchGradients:
         """The gradients of one sample from two copies of it (`running.needs_company` says why)."""
         self._needs_company = True
@@ -95,7 +114,7 @@ class Differentiator:
         return found.rows(0, 1)
 
     def _differentiate(
-        self, batch: Batch, *, is_differentiable: bool = False, are_copies: bool = False
+        self, batch: Batch, *, is_differentiable: bool = False, are_copies: bool = False, take: Take | None = None
     ) -> BatchGradients:
         is_due = self._n_batches & (self._n_batches + 1) == 0  # batches 1, 2, 4, 8, ...
         with untouched(self.model, self.parameters, is_watched=is_due):
@@ -108,12 +127,20 @@ class Differentiator:
             if len(batch) == 1 and needs_company(node_names(outputs)):
                 return self._in_company(batch, is_differentiable=is_differentiable)
             try:
-                traced = self.trace(outputs, are_copies=are_copies, is_differentiable=is_differentiable)
+                traced = self.trace.begin(outputs, are_copies=are_copies)
+                is_streamed = take is not None and outputs.shape[1] == 1 and _is_streamed(traced)
+                if not is_streamed:
+                    self.trace.finish(traced, outputs, are_copies=are_copies, is_differentiable=is_differentiable)
             except NonFiniteError:
                 self._refuse_not_finite(batch)
                 raise
             graph, routing, is_new = traced.graph, traced.routing, traced.is_new
-            gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
+            if take is not None and is_streamed:
+                gradients = {}
+                layouts = routing.layouts.for_batch(len(batch))
+                hand_over(outputs, graph, layouts, self.parameters, take, routing.reasons)
+            else:
+                gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
             if len(batch) == 1 and routing.reasons:  # of one sample anything may be an axis: with two, rules may apply
                 return self._in_company(batch, is_differentiable=is_differentiable)
             if is_new or (self.check != "never" and (is_due or not traced.is_steady or routing.reasons)):
@@ -156,6 +183,7 @@ class Differentiator:
         limit = outputs.shape[1] if self.output.is_estimate else self.max_outputs  # probes are as many as asked for
         check_output_count(outputs, limit=limit, n_parameters=n_parameters, n=len(batch))
         check_finite(outputs, batch, "outputs")
+        self.n_outputs = outputs.shape[1]
         return outputs
 
     # ------------------------------------------------------------------------------------------- routing and proof
@@ -255,7 +283,7 @@ class Differentiator:
         graph, routing = traced.graph, traced.routing
         layouts = routing.layouts.for_batch(n)
         self._note_missing_rules(graph, routing, layouts)
-        weights: dict[tuple[Node, int], tuple[Use, list[Gradients]]] = {}
+        captured: list[tuple[Use, Gradients]] = []
         for use, layout in zip(graph.uses, layouts, strict=True):
             if (
                 layout is None
@@ -268,18 +296,12 @@ class Differentiator:
             with torch.set_grad_enabled(is_differentiable):
                 weight = apply_rule(capture)
             if weight is None:
-                for name in use.parameters:
-                    routing.reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
+                note_refusal(routing.reasons, use)
                 continue
-            weights.setdefault(use.weight, (use, []))[1].append(weight)
-        found: dict[str, list[Gradients]] = {}
-        for use, parts in weights.values():
-            if any(name in routing.reasons for name in use.parameters):
-                continue
-            made = to_parameters(use, add_uses(parts), self.parameters, is_differentiable=is_differentiable)
-            for name, gradients in made.items():
-                found.setdefault(name, []).append(gradients)
-        return {name: add_uses(parts) for name, parts in found.items()}
+            captured.append((use, weight))
+        spread(routing.reasons, graph.uses)
+        ruled = [(use, each) for use, each in captured if use.parameters[0] not in routing.reasons]
+        return from_uses(ruled, self.parameters, is_differentiable=is_differentiable)
 
     def _note_missing_rules(self, graph: Graph, routing: Routing, layouts: Sequence[object]) -> None:
         for use, layout in zip(graph.uses, layouts, strict=True):
@@ -348,3 +370,8 @@ class Differentiator:
 
 def _converted(leaf: Any, precision: torch.dtype) -> Any:
     return leaf.to(precision) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _is_streamed(traced: Trace) -> bool:
+    """Whether the rules are known to explain every parameter."""
+    return traced.is_known and not traced.routing.reasons

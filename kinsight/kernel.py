@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
-from kinsight.batch_gradients import BatchGradients
+from kinsight.batch_gradients import BatchGradients, OwnGram
 from kinsight.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
 from kinsight.differentiate import Differentiator
 from kinsight.errors import (
@@ -27,7 +27,7 @@ from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
 from kinsight.trace import Check
-from kinsight.unit_gradients import Normalizer, UnitGradients, warn_undefined
+from kinsight.unit_gradients import Normalizer, UnitGradients, mark_undefined, warn_undefined
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
 
 Normalization = Literal["whitened", "flat"]
@@ -150,10 +150,7 @@ class GradientKernel:
         Raises:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
         """
-        batch = as_batch(x)
-        if not len(batch):
-            raise EmptyDataError("The batch has 0 samples: there is nothing to differentiate.")
-        gradients = self._differentiate(batch.to(self.device)).within_range()
+        gradients = self._differentiate(_filled(x).to(self.device)).within_range()
         return gradients if self.contraction == "full" else replace(gradients, contraction=self.contraction)
 
     def outputs(self, x: Inputs | Batch) -> Outputs:
@@ -193,7 +190,19 @@ class GradientKernel:
 
     def __call__(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> GramBlock:
         """The kernel, Tr K(x, y) / c. [n m]."""
-        return self._rectangle(x, y, BatchGradients.mean_gram)
+        rows = as_batch(x)
+        if y is not None or len(rows) > self.block_size(rows):
+            return self._rectangle(rows, y, BatchGradients.mean_gram)
+        block = self.own_gram(rows)
+        self._check_block(block, rows, rows)
+        return block
+
+    def own_gram(self, x: Inputs | Batch) -> GramBlock:
+        """The kernel of one batch with itself, captures freed layer by layer as inner products are done. [n n]."""
+        batch = _filled(x)
+        gram = OwnGram(in_float64(torch.zeros(len(batch), len(batch), device=self.device)), self.contraction)
+        self._differentiate.hand_over(batch.to(self.device), gram.take)
+        return gram.total
 
     def blocks(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> OutputBlocks:
         """K(x, y): entry [n, m, a, b] is grad f_a(x_n) . grad f_b(y_m). [n m c c]."""
@@ -325,11 +334,7 @@ class GradientKernel:
         undefined: dict[Id, None] = {}
 
         def values(a: UnitGradients, b: UnitGradients) -> Tensor:
-            undefined.update(dict.fromkeys([*a.undefined_ids, *b.undefined_ids]))
-            block = combine(a, b)
-            block[~a.is_defined] = torch.nan
-            block[:, ~b.is_defined] = torch.nan
-            return block
+            return mark_undefined(a, b, combine(a, b), undefined)
 
         prepared = self.each(rows, lambda batch: self.unit_gradients(batch, normalization))
         if columns is None and prepared.is_one and combine is UnitGradients.gram:
@@ -346,24 +351,15 @@ class GradientKernel:
 
     def _with_itself(self, batch: Batch, normalization: Normalization, undefined: dict[Id, None]) -> Tensor:
         """Similarities of one batch. Where one number normalizes a gradient, the Gram block has it on its diagonal."""
-        gradients = self.gradients(batch)
-        block: Tensor | None = None
-        if self.contraction == "full" and (normalization == "flat" or gradients.n_outputs == 1):
-            block = gradients.gram(gradients)
-            squares = block.diagonal()
+        if self.contraction == "full" and (normalization == "flat" or self._differentiate.n_outputs == 1):
+            block = self.own_gram(batch)
+            squares = block.diagonal().clone()
             low, high = SAFE_NORMS
             if bool(((squares > low**2) & (squares < high**2)).all()):
-                by = Normalizer.scaling(squares.sqrt(), gradients.n_outputs)
-            else:  # in float32 the smallest squares are 0, or nearly so
-                block = None
-        if block is None:
-            by = self.normalizer(gradients, normalization)
-        unit = UnitGradients.of(gradients, by)
-        block = unit.gram(unit) if block is None else unit.normalized(block, unit)
-        undefined.update(dict.fromkeys(unit.undefined_ids))
-        block[~unit.is_defined] = torch.nan
-        block[:, ~unit.is_defined] = torch.nan
-        return block
+                return block.mul_(squares.rsqrt()[:, None]).mul_(squares.rsqrt())
+        # norms of their own: in float32 the smallest squares are 0, or nearly so
+        unit = self.unit_gradients(batch, normalization)
+        return mark_undefined(unit, unit, unit.gram(unit), undefined)
 
     def each(self, source: Source, prepare: Callable[[Batch], Prepared]) -> Blocks[Prepared]:
         """A source made ready batch by batch, in batches whose gradients fit in memory."""
@@ -436,6 +432,13 @@ class GradientKernel:
 
 _FEW = 4
 """Samples that are measured to choose how many to work on at once."""
+
+
+def _filled(x: Inputs | Batch) -> Batch:
+    batch = as_batch(x)
+    if not len(batch):
+        raise EmptyDataError("The batch has 0 samples: there is nothing to differentiate.")
+    return batch
 
 
 def _mirror_blocks(block: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from kinsight.errors import UnknownNameError
 from kinsight.kernel import GradientKernel
 from kinsight.live import peak_bytes
 from kinsight.samples import Batch, Samples
+from kinsight.unit_gradients import UnitGradients
 
 Question = Literal["gram", "similarity", "soft_count"]
 """Kernel values of all pairs; similarities of all pairs, as neighbors, hard and power counts and label suspects need
@@ -32,6 +33,9 @@ them; the soft count."""
 
 PROBE_SECONDS = 0.5
 """Time on one batch after which no larger one is tried."""
+
+PAIR_BYTES = 20
+"""Bytes of a pair of samples in a Gram block: the result in float64, and the float32 products it is made of."""
 
 WORKSPACE = 1.2
 """What operators take for themselves beside their results: measured at 1.15 to 1.25 times the tensors."""
@@ -86,7 +90,10 @@ class Probe:
     Args:
         seconds: of each step, at n samples.
         peak: bytes while gradients are captured.
+        scratch: bytes that a Gram block takes, without what grows with pairs of samples.
+        own: bytes while they meet themselves layer by layer, without what grows with pairs of samples.
         held: bytes of captured gradients.
+        mixed: bytes of whitened gradients, where they are others.
         compact: bytes in the form that is kept to meet many others.
         forms: gradients of the largest batch, as captured ('gram') and in that form ('compact gram'), and the rate
             of their Gram blocks in multiply-adds a second.
@@ -95,7 +102,10 @@ class Probe:
 
     seconds: dict[str, Line] = field(default_factory=dict)
     peak: Line = field(default_factory=Line)
+    scratch: Line = field(default_factory=Line)
+    own: Line = field(default_factory=Line)
     held: Line = field(default_factory=Line)
+    mixed: Line = field(default_factory=Line)
     compact: Line = field(default_factory=Line)
     forms: dict[str, tuple[BatchGradients, float]] = field(default_factory=dict)
     n_outputs: int = 1
@@ -131,7 +141,8 @@ def plan(kernel: GradientKernel, data: Any, queries: Any = None, *, question: Qu
         probe = _measure(kernel, columns, sizes[1], steps=("gradients", "norms", "sum", "dot"))
         return _soft_count(kernel, probe, len(columns), sizes[1], (n, sizes[0]) if m else (0, 1))
     is_one = n <= sizes[0] and m <= sizes[1]
-    steps = ("gradients", "norms", "gram") if is_one else ("gradients", "norms", "gram", "compact", "compact gram")
+    steps = ["gradients", "norms", "unit", "gram"]
+    steps += (["own"] if not m else []) if is_one else ["compact", "compact gram"]
     is_eager = kernel.each(rows, kernel.gradients).is_eager
     return _pairs(kernel, _measure(kernel, columns, sizes[1], steps=steps, is_eager=is_eager), n, m, sizes, question)
 
@@ -148,8 +159,19 @@ def _measure(
         _time(probe, kernel, batch, steps, is_eager=is_eager)
         with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
             gradients = kernel.gradients(batch)
-        probe.peak.points.append((n, WORKSPACE * peak[0]))
         probe.held.points.append((n, gradients.n_bytes))
+        probe.peak.points.append((n, WORKSPACE * peak[0]))
+        if "gram" in steps:
+            known = [tensor for each in gradients.by_parameter.values() for tensor in each.tensors]
+            with peak_bytes(kernel.device, [*kept, *known]) as peak:
+                gradients.gram(gradients)
+            probe.scratch.points.append((n, max(0, peak[0] - PAIR_BYTES * n**2)))
+            del known
+        del gradients
+        if "own" in steps:
+            with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
+                kernel.own_gram(batch)
+            probe.own.points.append((n, WORKSPACE * max(0, peak[0] - PAIR_BYTES * n**2)))
         is_long = time.perf_counter() - begin > PROBE_SECONDS and len(probe.peak.points) > 1
         if n >= min(size, len(samples)) or is_long:
             return probe
@@ -179,7 +201,11 @@ def _time(probe: Probe, kernel: GradientKernel, batch: Batch, steps: Sequence[st
 
     gradients = timed("gradients", lambda: kernel.gradients(batch))
     forms = {"gram": gradients}
-    mixing = timed("norms", lambda: kernel.normalizer(gradients, "flat")).mixing
+    by = timed("norms", lambda: kernel.normalizer(gradients))
+    mixing = by.mixing
+    if "unit" in steps:
+        unit = timed("unit", lambda: UnitGradients.of(gradients, by))
+        probe.mixed.points.append((n, unit.n_bytes if unit.scale is None else 0))
     if "sum" in steps:
         directions = timed("sum", lambda: gradients.weighted_sum(mixing.transpose(0, 1)))
         timed("dot", lambda: gradients.dot(directions))
@@ -197,19 +223,26 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[in
     """All pairs of rows and columns, block by block; see `kinsight.stream`."""
     row_size, size = sizes
     columns = m or n
-    steps = ["gradients"] + (["norms"] if question == "similarity" else [])
-    scratch, product = PASSING_BYTES + 2 * SCRATCH_BYTES, 16 * min(n, row_size) * min(columns, size)
+    steps = ["gradients"] + (["norms", "unit"] if question == "similarity" else [])
+    is_mixed = question == "similarity" and probe.mixed.points[-1][1] > 0
+    form, mixed = (probe.mixed, probe.mixed) if is_mixed else (probe.held, Line([(1, 0.0)]))
+    scratch = min(PASSING_BYTES + 2 * SCRATCH_BYTES, probe.scratch(min(max(row_size, size), max(n, m))))
+    product = PAIR_BYTES * min(n, row_size) * min(columns, size)
+
+    def working(each: int) -> float:
+        return max(probe.peak(each), probe.held(each) + mixed(each))
+
     result_bytes = 8 * n * columns if question == "gram" else 0
     if n <= row_size and columns <= size:
-        steps = steps if m else ["gradients"]
         batches = [n, m] if m else [n]
-        held = sum(probe.held(each) for each in batches)
-        return Plan(
-            question, n, m, size, 1, len(batches),
-            int(max(probe.peak(batches[-1]) + held - probe.held(batches[-1]), held + scratch + product)), result_bytes,
-            sum(probe.seconds[step](each) for step in steps for each in batches)
-            + probe.seconds_of_block("gram", n, m),
-        )  # fmt: skip
+        last = batches[-1]
+        held = sum(form(each) for each in batches)
+        peak = max(working(last) + held - form(last), held + scratch + product)
+        if not m and not is_mixed:  # layer by layer
+            steps, peak = ["gradients"], probe.own(n) + product
+        seconds = sum(probe.seconds[step](each) for step in steps for each in batches)
+        seconds += probe.seconds_of_block("gram", n, m)
+        return Plan(question, n, m, size, 1, len(batches), int(peak - result_bytes), result_bytes, seconds)
     per_group = max(1, int(kernel.max_bytes // 2 // max(1.0, probe.compact(min(row_size, n)))))
     row_batches, column_batches = -(-n // row_size), -(-columns // size)
     n_groups = -(-row_batches // per_group)
@@ -226,7 +259,7 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[in
         seconds += (passes - row_batches) * once["compact"]
         seconds += n_blocks * probe.seconds_of_block("compact gram", row, each)
     group = min(per_group, row_batches) * probe.compact(row)
-    peak = group + max(probe.peak(each), probe.held(each) + probe.compact(each) + scratch + product)
+    peak = group + max(working(each), form(each) + probe.compact(each) + scratch + product)
     return Plan(question, n, m, size, n_groups, passes, int(peak), result_bytes, seconds)
 
 

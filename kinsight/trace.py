@@ -34,8 +34,8 @@ class Routing:
         reasons: why parameters take a generic path, by name.
     """
 
-    layouts: Layouts
-    reasons: dict[str, str]
+    layouts: Layouts = field(default_factory=Layouts)
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -44,22 +44,31 @@ class Trace:
 
     Args:
         graph: of its outputs.
+        structure: of the graph, the number of outputs, and whether the samples are copies of one.
         at_nodes: gradients of each output at the nodes, [c ...].
         routing: for this kind of batch.
+        is_known: whether the routing was known from other batches.
         is_new: whether the routing is yet to be proved.
         is_steady: whether the graph says that no sample moves, whatever the data.
-        kinds, structure, skeleton, shared: what `Tracer.accept` remembers it by.
+        is_remembered: whether that is to be known of graphs of this structure.
+        kinds, skeleton, shared: what else `Tracer.accept` remembers.
     """
 
     graph: Graph
-    at_nodes: Mapping[Node, Tensor]
-    routing: Routing
-    is_new: bool
-    is_steady: bool
+    structure: tuple[object, ...]
+    at_nodes: dict[Node, Tensor] = field(default_factory=dict)
+    routing: Routing = field(default_factory=Routing)
+    is_known: bool = False
+    is_new: bool = False
+    is_steady: bool = False
+    is_remembered: bool = False
     kinds: tuple[tuple[object, ...], ...] = ()
-    structure: tuple[object, ...] | None = None
     skeleton: tuple[object, ...] = ()
     shared: frozenset[int] = frozenset()
+
+    def settle(self, routing: Routing) -> None:
+        """Take over what is known."""
+        self.routing, self.is_known, self.is_steady = routing, True, True
 
 
 _MOST_STRUCTURES = 256
@@ -105,80 +114,74 @@ class Tracer:
             )
         return graph
 
-    def __call__(self, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> Trace:
-        """The uses of the parameters in this batch, the output gradients there, and the routing for them.
+    def begin(self, outputs: Tensor, *, are_copies: bool) -> Trace:
+        """What the graph of this batch says, and the routing where it is known: before any gradient is taken.
+
+        One sample, or copies of one, prove nothing about batches of several: they are of a kind of their own.
+        """
+        graph = self._graph(outputs)
+        trace = Trace(graph, (graph.structure, outputs.shape[1], are_copies))
+        if trace.structure in self.steady and self.check != "always":
+            trace.shared, routing = self.steady[trace.structure]
+            trace.settle(routing)
+            if trace.shared:
+                trace.graph = self._graph(outputs, trace.shared)
+            return trace
+        trace.skeleton = graph.skeleton
+        trace.shared = self.shared.get(trace.skeleton, frozenset())
+        if trace.shared:
+            trace.graph = self._graph(outputs, trace.shared)
+        kind = (*_kind(trace.graph, outputs, outputs.shape[0]), are_copies)
+        if self.check == "never" and kind in self.routings:
+            trace.settle(self.routings[kind])
+        elif self.check != "always":
+            # measuring would take one more backward pass, and twice the memory
+            places = follow_samples(outputs.shape[0], trace.graph.weights, trace.graph.order)
+            told = self.routings.get(_followed(trace.graph, outputs, places, are_copies=are_copies))
+            if told is not None:
+                trace.settle(told)
+                trace.is_remembered = True
+        return trace
+
+    def finish(self, trace: Trace, outputs: Tensor, *, are_copies: bool, is_differentiable: bool) -> None:
+        """Take the output gradients; measure where the samples lie in them, unless that is known.
 
         Layouts are measured for every batch in whose graph rows may be moved by the data, and once for every structure
-        of a graph in which each node leaves them in place. One sample, or copies of one, prove nothing about batches of
-        several: they are of a kind of their own.
+        of a graph in which each node leaves them in place.
 
         Where samples cannot be told apart and nothing but weights goes in, as in a table of positions looked up with
         indices that all samples share, the node makes a weight: the use is looked for again above it.
         """
         n = outputs.shape[0]
-        graph = self._graph(outputs)
-        structure = (graph.structure, outputs.shape[1], are_copies)
-        if structure in self.steady and self.check != "always":
-            shared, routing = self.steady[structure]
-            graph = self._graph(outputs, shared) if shared else graph
-            at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
-            return Trace(graph, at_nodes, routing, is_new=False, is_steady=True)
-        skeleton = graph.skeleton
-        shared = self.shared.get(skeleton, frozenset())
-        graph = self._graph(outputs, shared) if shared else graph
-        at_nodes = output_gradients(outputs, _nodes(graph), is_differentiable=is_differentiable)
-        kind = (*_kind(graph, outputs, n), are_copies)
-        if self.check == "never" and kind in self.routings:
-            return Trace(graph, at_nodes, self.routings[kind], is_new=False, is_steady=True)
-        told = self._told(outputs, graph, at_nodes, kind)
-        if told is not None:
-            return Trace(
-                graph, at_nodes, told, is_new=False, is_steady=True,
-                structure=structure, skeleton=skeleton, shared=shared,
-            )  # fmt: skip
-        _refuse_not_finite(at_nodes)
-        layouts, places = _measured(outputs, graph, at_nodes)
-        while found := _made_of_weights(graph, layouts, places):
-            shared |= found
-            graph = self._graph(outputs, shared)
-            nodes = [node for node in _nodes(graph) if node not in at_nodes]
-            at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
-            layouts, places = _measured(outputs, graph, at_nodes)
-        kind = (*_kind(graph, outputs, n), are_copies)
+        trace.at_nodes = output_gradients(outputs, _nodes(trace.graph), is_differentiable=is_differentiable)
+        if trace.is_known:
+            return
+        _refuse_not_finite(trace.at_nodes)
+        layouts, places = _measured(outputs, trace.graph, trace.at_nodes)
+        while found := _made_of_weights(trace.graph, layouts, places):
+            trace.shared |= found
+            trace.graph = self._graph(outputs, trace.shared)
+            nodes = [node for node in _nodes(trace.graph) if node not in trace.at_nodes]
+            trace.at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
+            layouts, places = _measured(outputs, trace.graph, trace.at_nodes)
+        kind = (*_kind(trace.graph, outputs, n), are_copies)
         whole = (*kind, tuple(None if each is None else (each.axis, each.before) for each in layouts.found))
         known = None if self.check == "always" else self.routings.get(whole)
-        trace = Trace(
-            graph, at_nodes, known or Routing(layouts, {}), is_new=known is None and self.check != "never",
-            is_steady=places is not None,
-        )  # fmt: skip
+        trace.routing = known or Routing(layouts)
+        trace.is_new = known is None and self.check != "never"
+        trace.is_steady = places is not None
         if layouts.is_settled:
-            trace.kinds = (kind, whole)
-            trace.structure = structure if places is not None else None
-        trace.skeleton, trace.shared = skeleton, shared
-        return trace
-
-    def _told(
-        self, outputs: Tensor, graph: Graph, at_nodes: Mapping[Node, Tensor], kind: tuple[object, ...]
-    ) -> Routing | None:
-        """The routing of a kind of batch that was proved at another size, where the graph alone says the same here.
-
-        Measuring would take one more backward pass, and twice the memory.
-        """
-        if self.check == "always":
-            return None
-        places = follow_samples(outputs.shape[0], graph.weights, graph.order)
-        if places is None or any(use.node not in places or use.node not in at_nodes for use in graph.uses):
-            return None
-        found = tuple((places[use.node].axis, places[use.node].before) for use in graph.uses)
-        return self.routings.get((*kind, found))
+            followed = _followed(trace.graph, outputs, places, are_copies=are_copies)
+            trace.kinds = (kind, whole, followed) if followed else (kind, whole)
+        trace.is_remembered = layouts.is_settled and places is not None
 
     def accept(self, trace: Trace) -> None:
         """Remember what was found out, now that it is proved. What was refused is refused again at the next call."""
         for kind in trace.kinds:
             self.routings[kind] = trace.routing
-        if trace.shared:
+        if trace.skeleton and trace.shared:
             self.shared[trace.skeleton] = trace.shared
-        if trace.structure is not None and len(self.steady) < _MOST_STRUCTURES:
+        if trace.is_remembered and len(self.steady) < _MOST_STRUCTURES:
             self.steady[trace.structure] = (trace.shared, trace.routing)
 
 
@@ -195,6 +198,24 @@ def _kind(graph: Graph, outputs: Tensor, n: int) -> tuple[object, ...]:
         for use in graph.uses
     )
     return (uses, outputs.shape[1], outputs.dtype, n == 1)
+
+
+def _followed(
+    graph: Graph, outputs: Tensor, places: Mapping[Node, Place] | None, *, are_copies: bool
+) -> tuple[object, ...]:
+    """What batches of any size share in whose graph the samples lie at the same places, whatever the data.
+
+    Empty where the graph alone does not say so.
+    """
+    n = outputs.shape[0]
+    if places is None or any(use.node not in places or use.name not in RULES for use in graph.uses):
+        return ()
+    uses = []
+    for use in graph.uses:
+        place, shape = places[use.node], output_shape(use.node)
+        exact = shape[place.axis] == n
+        uses.append((use.name, use.operand, use.parameters, len(shape), place.axis, place.before, exact))
+    return (tuple(uses), outputs.shape[1], outputs.dtype, n == 1, are_copies)
 
 
 def _position(shape: tuple[int, ...], n: int) -> tuple[bool, ...]:

@@ -108,6 +108,14 @@ class UnitGradients:
         return block
 
 
+def mark_undefined(a: UnitGradients, b: UnitGradients, block: Tensor, undefined: dict[Id, None]) -> Tensor:
+    """The block with nan in rows and columns of samples whose gradient is zero; their ids are noted."""
+    undefined.update(dict.fromkeys([*a.undefined_ids, *b.undefined_ids]))
+    block[~a.is_defined] = torch.nan
+    block[:, ~b.is_defined] = torch.nan
+    return block
+
+
 def warn_undefined(ids: Sequence[Id]) -> None:
     """Warn that the similarity of these samples is undefined, if there are any."""
     if ids:

@@ -12,11 +12,40 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node
 
 from kinsight.contractions import chunks
-from kinsight.gradients import Built, Factored, Gradients
+from kinsight.gradients import Built, Factored, Gradients, add_uses
 from kinsight.graph import Use, chain_order, weight_chain
+
+
+def from_uses(
+    captured: Sequence[tuple[Use, Gradients]], parameters: Mapping[str, Tensor], *, is_differentiable: bool = False
+) -> dict[str, Gradients]:
+    """Gradients over parameters, by name, from those over the weight at each use: summed over all of them."""
+    weights: dict[tuple[Node, int], tuple[Use, list[Gradients]]] = {}
+    for use, gradients in sorted(captured, key=lambda each: (each[0].place, each[0].operand)):
+        weights.setdefault(use.weight, (use, []))[1].append(gradients)
+    found: dict[str, list[Gradients]] = {}
+    for use, parts in weights.values():
+        made = to_parameters(use, add_uses(parts), parameters, is_differentiable=is_differentiable)
+        for name, gradients in made.items():
+            found.setdefault(name, []).append(gradients)
+    return {name: add_uses(parts) for name, parts in found.items()}
+
+
+def spread(reasons: dict[str, str], uses: Sequence[Use]) -> None:
+    """Add the parameters that make a weight together with one that takes a generic path: that weight is left out."""
+    found = True
+    while found:
+        found = False
+        for use in uses:
+            known = [name for name in use.parameters if name in reasons]
+            if known and len(known) < len(use.parameters):
+                reasons.update(
+                    {name: reasons.get(name, f"makes a weight with {known[0]!r}") for name in use.parameters}
+                )
+                found = True
 
 
 def to_parameters(

@@ -335,21 +335,21 @@ def test_what_is_no_number_of_bytes(text: str) -> None:
 def test_memory_is_bounded_as_asked(
     verb: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made: list[kinsight.GradientKernel] = []
+    init = kinsight.GradientKernel.__init__
 
-    class Spy(kinsight.GradientKernel):
-        def __init__(self, *arguments: Any, **keywords: Any) -> None:
-            super().__init__(*arguments, **keywords)
-            made.append(self)
+    def noted(self: kinsight.GradientKernel, *arguments: Any, **keywords: Any) -> None:
+        init(self, *arguments, **keywords)
+        made.append(self)
 
-    monkeypatch.setattr("kinsight.kernel.GradientKernel", Spy)
+    monkeypatch.setattr(kinsight.GradientKernel, "__init__", noted)
     arguments = (verb, "shop:build", "npz:data.npz", *COMMON, "--limit", "6", "--json")
     outputs = [
         run(capsys, *arguments, *more) for more in (("--max-bytes", "3kB"), ("--overwrite",) * (verb == "report"))
     ]
-    assert [kernel.max_bytes for kernel in made] == [3000, 2**30]
+    assert list(dict.fromkeys(kernel.max_bytes for kernel in made)) == [3000, 2**30]
     data = kinsight.Samples(np.load("data.npz")["x"])
-    assert made[0].block_size(data) < made[1].block_size(data)
+    assert made[0].block_size(data) < made[-1].block_size(data)
     assert [status for status, _, _ in outputs] == [0, 0]
     small, large = (json.loads(out)["rows"] for _, out, _ in outputs)
     assert len(small) == len(large) > 0

@@ -35,6 +35,7 @@ ORDER = [
     "rules",
     "trace",
     "weights",
+    "layer_by_layer",
     "reference",
     "generic",
     "coverage",
