@@ -30,6 +30,7 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.soft_count
 	$(python) -m benchmarks.soft_count --outputs 10
 	$(python) -m benchmarks.soft_count lenet --scale 0.25
+	$(python) -m benchmarks.contraction
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.jobs import FIRST, KINSIGHT, OURS, PLAIN
+from benchmarks.jobs import FIRST, FULL, KINSIGHT, OURS, PLAIN
 from benchmarks.timing import FOLDER
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -65,6 +65,7 @@ MEASURES = {
     "times_allowed_bytes": Measure("extra memory over what is allowed", True, times),
     "seconds_off": Measure("planned time, too long or too short", True, times),
     "bytes_off": Measure("planned memory, too much or too little", True, times),
+    "error": Measure("error over the product of the norms", True, lambda value: f"{value:.1e}"),
     "memory_growth": Measure("memory, all samples over half of them", True, times),
 }
 
@@ -72,6 +73,7 @@ _GRAM = {"times_floor": 1.5, "times_ahead": 2.0, "times_allowed_bytes": 1.0}
 _RECTANGLE = {"times_plain": 2.0, "times_ahead": 3.0, "times_allowed_bytes": 1.0}
 _SOFT_COUNT = {"epochs": 2.5, "memory_growth": 1.2, "times_allowed_bytes": 1.0}
 _PLAN = {"seconds_off": 1.25, "bytes_off": 1.25}
+_BFLOAT16 = {"error": 2.5e-2}
 _BLOCKS = {"times_ahead": 3.0, "times_allowed_bytes": 1.0}
 
 MARKS: dict[str, dict[str, float]] = {
@@ -94,6 +96,11 @@ MARKS: dict[str, dict[str, float]] = {
     "soft_count-encoder-n128-c1": _SOFT_COUNT,
     "soft_count-mlp-n1024-c10": _SOFT_COUNT,
     "soft_count-lenet-n512-c10": _SOFT_COUNT,
+    "contraction-mlp-n1024-bfloat16": _BFLOAT16,
+    "contraction-lenet-n512-bfloat16": _BFLOAT16,
+    "contraction-resnet18-n128-bfloat16": _BFLOAT16,
+    "contraction-vit-n64-bfloat16": _BFLOAT16,
+    "contraction-encoder-n64-bfloat16": _BFLOAT16,
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
     "plan-mlp-soft_count-n4096": _PLAN,
@@ -141,6 +148,12 @@ of the first number of queries among the second number of samples.""",
         """\
 The sum of each sample's similarities to all n, over `c` outputs, whitened. Plain is one epoch of training. Memory is to
 be the same for all samples as for half of them.""",
+    ),
+    "contraction": (
+        "Reduced precision",
+        """\
+Gram blocks with `contraction="bfloat16"`, next to those in full precision; only where asked. The largest error of an
+inner product is over the product of the two norms.""",
     ),
     "plan": (
         "Plans",
@@ -200,6 +213,8 @@ def job_row(record: Record) -> dict[str, str]:
     return {
         "job": f"`{record['job']}`",
         "kinsight": way(KINSIGHT),
+        "full precision": way(FULL),
+        "as fast": fact("times_full", times),
         "planned time": fact("planned_seconds", seconds),
         "first call": way(FIRST),
         "floor": fact("floor_seconds", seconds),
@@ -209,7 +224,8 @@ def job_row(record: Record) -> dict[str, str]:
         "peers": "<br>".join(f"{each} {way(each)} ({times(ways[each]['median_seconds'] / own)})" for each in peers),
         "extra memory": fact("extra_bytes", megabytes),
         "planned memory": fact("planned_bytes", megabytes),
-        "error": NONE if error is None else f"{error:.0e}",
+        "error": fact("error", "{:.1e}".format) if "error" in record else NONE if error is None else f"{error:.0e}",
+        "error of full": fact("error_of_full", "{:.1e}".format),
     }
 
 
