@@ -41,8 +41,9 @@ class BatchGradients:
 
     @property
     def n_bytes(self) -> int:
-        """Memory held by the gradients."""
-        return sum(gradients.n_bytes for gradients in self.by_parameter.values())
+        """Memory held by the gradients. What a layer's weight and bias share counts once."""
+        tensors = [tensor for each in self.by_parameter.values() for tensor in each.tensors]
+        return sum({(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}.values())
 
     def within_range(self) -> BatchGradients:
         """The same gradients, in float64 where their inner products could leave the range of float32."""
@@ -158,23 +159,29 @@ class OwnGram:
     """Inner products of a batch with itself, averaged over outputs, from gradients that come a parameter at a time.
 
     Args:
-        total: of what came so far, in float64, [n n].
+        n: number of samples.
         contraction: what inner products are computed in.
     """
 
-    total: Tensor
+    n: int
     contraction: Contraction = "full"
+    _sum: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.products = Products(contraction=self.contraction)
+        self._products = Products(contraction=self.contraction)
 
     @full_precision()
     def take(self, name: str, gradients: Gradients) -> None:
         """Add what the gradients over one parameter contribute."""
         gradients = gradients if gradients.is_moderate else gradients.double()
-        share = gram_block(gradients, gradients, "trace", self.products)
+        share = gram_block(gradients, gradients, "trace", self._products)
         share = share if gradients.c == 1 else in_float64(share) / gradients.c
-        self.total = add_in_float64(self.total, share)
+        known = in_float64(share.new_zeros(self.n, self.n)) if self._sum is None else self._sum
+        self._sum = add_in_float64(known, share)
+
+    def total(self, outputs: Outputs) -> Tensor:
+        """What came so far, in float64, on the device of the outputs. [n n]."""
+        return in_float64(outputs.new_zeros(self.n, self.n)) if self._sum is None else self._sum
 
 
 def _count(directions: Mapping[str, Tensor]) -> int:

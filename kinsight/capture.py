@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ class LayerCapture:
         layout: where the samples lie in the node's output.
         output_gradients: gradients of c outputs at the node's output, samples first: [n c ...].
         keeps_bounds: whether rules also work out `Gradients.bound` (only the proof of coverage asks).
+        values: what autograd saved, by name, where it was read before; else the node is asked.
     """
 
     use: Use
@@ -29,6 +30,7 @@ class LayerCapture:
     output_gradients: Tensor
     is_differentiable: bool = False
     keeps_bounds: bool = False
+    values: Mapping[str, Any] | None = None
 
     @property
     def n(self) -> int:
@@ -47,7 +49,7 @@ class LayerCapture:
 
     def saved(self, name: str) -> Any:
         """What autograd saved under a name; tensors in the precision gradients are computed in."""
-        value = getattr(self.use.node, f"_saved_{name}")
+        value = getattr(self.use.node, f"_saved_{name}") if self.values is None else self.values[name]
         if isinstance(value, Tensor):
             value = value if self.is_differentiable else value.detach()
             return widen(value)

@@ -174,10 +174,17 @@ def crossed_gram(x_inputs: Tensor, x_gradients: Tensor, tokens: Tensor, y_gradie
 
 
 @contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Matrix products and convolutions of float32 numbers in float32: TF32 and its like are wrong by 1e-3."""
+def full_precision(*, keeps_autocast: bool = False) -> Iterator[None]:
+    """Matrix products and convolutions of float32 numbers in float32: TF32 and its like are wrong by 1e-3.
+
+    Args:
+        keeps_autocast: leave on what the user has turned on, for the model itself.
+    """
     before = torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:
+        for device in () if keeps_autocast else ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         if before != "highest":
             torch.set_float32_matmul_precision("highest")
             stack.callback(torch.set_float32_matmul_precision, before)

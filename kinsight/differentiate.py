@@ -55,7 +55,6 @@ class Differentiator:
         max_outputs: largest number of outputs that is differentiated one by one.
         is_copy: whether the model is a copy made to prove another one.
         routes: the route of each parameter so far.
-        n_outputs: outputs of a sample, once a batch has been seen.
     """
 
     model: nn.Module
@@ -66,7 +65,6 @@ class Differentiator:
     max_outputs: int = 32
     is_copy: bool = False
     routes: dict[str, str] = field(default_factory=dict)
-    n_outputs: int | None = None
     _no_vmap: dict[str, str] = field(default_factory=dict)
     _needs_company: bool = False
     _n_batches: int = 0
@@ -143,7 +141,8 @@ class Differentiator:
                 gradients = self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable)
             if len(batch) == 1 and routing.reasons:  # of one sample anything may be an axis: with two, rules may apply
                 return self._in_company(batch, is_differentiable=is_differentiable)
-            if is_new or (self.check != "never" and (is_due or not traced.is_steady or routing.reasons)):
+            is_looked_at = is_due or not traced.is_steady or traced.is_remembered or bool(routing.reasons)
+            if is_new or (self.check != "never" and is_looked_at):
                 is_brief = traced.is_steady and not is_new
                 first = self._n_batches if is_brief else None
                 refuse_mixed(self.model, self.output, batch, outputs, graph.precision, first=first)
@@ -183,7 +182,6 @@ class Differentiator:
         limit = outputs.shape[1] if self.output.is_estimate else self.max_outputs  # probes are as many as asked for
         check_output_count(outputs, limit=limit, n_parameters=n_parameters, n=len(batch))
         check_finite(outputs, batch, "outputs")
-        self.n_outputs = outputs.shape[1]
         return outputs
 
     # ------------------------------------------------------------------------------------------- routing and proof

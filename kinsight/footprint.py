@@ -26,11 +26,13 @@ class Footprint:
         graph: what autograd saves in the forward pass.
         captured: the gradients as they are captured, of all outputs; what autograd saved anyhow counts again.
         compact: the gradients in the form in which they meet many others fastest.
+        n_outputs: outputs of a sample.
     """
 
     graph: float
     captured: float
     compact: float
+    n_outputs: int
 
     def batch_size(self, n: int, max_bytes: int) -> int:
         """Samples in one pass: all where they fit at once, else as many as fit in a third, beside those that are kept.
@@ -67,4 +69,5 @@ def measure(differentiate: Differentiator, batch: Batch) -> Footprint:
     graph = sum(held.values()) / len(run)
     del kept_alive
     n = len(batch)
-    return Footprint(graph, gradients.n_bytes / n, gradients.compact(is_eager=True).n_bytes / n)
+    compact = gradients.compact(is_eager=True)
+    return Footprint(graph, gradients.n_bytes / n, compact.n_bytes / n, gradients.n_outputs)

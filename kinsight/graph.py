@@ -152,10 +152,11 @@ def find_uses(
     places: dict[Node, int] = {}
     for place, node in enumerate(children_first(outputs.grad_fn)):
         places[node] = place
-        structure.append(
-            (description(node), tuple((operand, places[child], number) for operand, child, number in children(node)))
-        )
         weight = walk.below[node] = walk.weight_of(node, place)
+        kind = description(node)
+        if is_leaf(node):  # which parameter it is belongs to the structure
+            kind = ("data" if weight is None else f"parameter {''.join(weight)}", *kind)
+        structure.append((kind, tuple((operand, places[child], number) for operand, child, number in children(node))))
         precision = _coarser(precision, node)
         if is_leaf(node):
             if weight:

@@ -117,6 +117,7 @@ class GradientKernel:
         self.batch_size = batch_size
         self.max_bytes = max_bytes
         self._measured: Footprint | None = None
+        self._n_outputs: int | None = None  # of the last batch
         self._differentiate = Differentiator(
             self.model, self.output, self.parameters, fallback=fallback, check=check, max_outputs=max_outputs
         )
@@ -151,6 +152,7 @@ class GradientKernel:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
         """
         gradients = self._differentiate(_filled(x).to(self.device)).within_range()
+        self._n_outputs = gradients.n_outputs
         return gradients if self.contraction == "full" else replace(gradients, contraction=self.contraction)
 
     def outputs(self, x: Inputs | Batch) -> Outputs:
@@ -193,16 +195,16 @@ class GradientKernel:
         rows = as_batch(x)
         if y is not None or len(rows) > self.block_size(rows):
             return self._rectangle(rows, y, BatchGradients.mean_gram)
-        block = self.own_gram(rows)
+        block, _ = self._own_gram(rows)
         self._check_block(block, rows, rows)
         return block
 
-    def own_gram(self, x: Inputs | Batch) -> GramBlock:
-        """The kernel of one batch with itself, captures freed layer by layer as inner products are done. [n n]."""
-        batch = _filled(x)
-        gram = OwnGram(in_float64(torch.zeros(len(batch), len(batch), device=self.device)), self.contraction)
-        self._differentiate.hand_over(batch.to(self.device), gram.take)
-        return gram.total
+    def _own_gram(self, batch: Batch) -> tuple[GramBlock, int]:
+        """The kernel of one batch with itself, captures freed layer by layer, [n n]; and the number of outputs."""
+        gram = OwnGram(len(batch), self.contraction)
+        outputs = self._differentiate.hand_over(_filled(batch).to(self.device), gram.take)
+        self._n_outputs = outputs.shape[1]
+        return gram.total(outputs), outputs.shape[1]
 
     def blocks(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> OutputBlocks:
         """K(x, y): entry [n, m, a, b] is grad f_a(x_n) . grad f_b(y_m). [n m c c]."""
@@ -351,11 +353,12 @@ class GradientKernel:
 
     def _with_itself(self, batch: Batch, normalization: Normalization, undefined: dict[Id, None]) -> Tensor:
         """Similarities of one batch. Where one number normalizes a gradient, the Gram block has it on its diagonal."""
-        if self.contraction == "full" and (normalization == "flat" or self._differentiate.n_outputs == 1):
-            block = self.own_gram(batch)
+        if self.contraction == "full" and (normalization == "flat" or self._n_outputs == 1):
+            block, n_outputs = self._own_gram(batch)
             squares = block.diagonal().clone()
             low, high = SAFE_NORMS
-            if bool(((squares > low**2) & (squares < high**2)).all()):
+            is_safe = bool(((squares > low**2) & (squares < high**2)).all())
+            if is_safe and (normalization == "flat" or n_outputs == 1):
                 return block.mul_(squares.rsqrt()[:, None]).mul_(squares.rsqrt())
         # norms of their own: in float32 the smallest squares are 0, or nearly so
         unit = self.unit_gradients(batch, normalization)
@@ -379,6 +382,7 @@ class GradientKernel:
             if few is None or not len(few):
                 raise EmptyDataError("There are 0 samples: nothing to compare.")
             self._measured = measure(self._differentiate, few.to(self.device))
+            self._n_outputs = self._measured.n_outputs
         return self._measured
 
     def _rectangle(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,11 @@ from torch.autograd.graph import GradientEdge, Node
 
 from kinsight.capture import LayerCapture
 from kinsight.gradients import Gradients
-from kinsight.graph import Graph, Use, chain_order, weight_chain
+from kinsight.graph import Graph, Use
 from kinsight.layouts import Layout
-from kinsight.nodes import children, widen
+from kinsight.nodes import children, saved_values, widen
 from kinsight.rules import apply_rule
-from kinsight.weights import from_uses, spread
+from kinsight.weights import from_uses, groups_of, spread
 
 Take = Callable[[str, Gradients], None]
 """What is done with the gradients over one parameter: its name, and they. They are forgotten afterwards."""
@@ -32,7 +33,7 @@ def hand_over(
 ) -> None:
     """One backward pass, in which the gradients over each parameter are taken as soon as all of its uses are known.
 
-    Those over parameters that weights are made of, other than by reshaping, are taken at the end.
+    What autograd saved at the nodes is read before: checkpointed blocks give it out once while they are passed through.
 
     Args:
         outputs: one output a sample, [n 1], with their graph: it is used up.
@@ -45,6 +46,8 @@ def hand_over(
     found = _Backward(graph, parameters, take, reasons)
     for use, layout in zip(graph.uses, layouts, strict=True):
         assert layout is not None
+        if use.node not in found.values:
+            found.values[use.node] = saved_values(use.node)
         found.uses.setdefault(use.node, []).append((use, layout))
     first = _first(graph, set(found.uses))
     handles = [
@@ -53,9 +56,8 @@ def hand_over(
         if node not in first
     ]
     try:
-        ends = torch.autograd.grad(
-            outputs, [GradientEdge(node, 0) for node in first], torch.ones_like(outputs), allow_unused=True
-        )
+        edges = [GradientEdge(node, 0) for node in first]
+        ends = torch.autograd.grad(outputs, edges, torch.ones_like(outputs), allow_unused=True) if edges else ()
         with torch.no_grad():
             for node, gradient in zip(reversed(first), reversed(ends), strict=True):
                 found.reach(node, gradient)
@@ -72,7 +74,8 @@ class _Backward:
     Args:
         graph, parameters, take, reasons: see `hand_over`.
         uses: at each node, with the samples' layout in its output.
-        captured: gradients over weights, by the parameter that waits for its other uses, or `LATE`.
+        values: what autograd saved at each node.
+        captured: gradients over weights, by the group of parameters (`groups`) that waits for other uses.
     """
 
     graph: Graph
@@ -80,19 +83,21 @@ class _Backward:
     take: Take
     reasons: dict[str, str]
     uses: dict[Node, list[tuple[Use, Layout]]] = field(default_factory=dict)
+    values: dict[Node, dict[str, Any]] = field(default_factory=dict)
     captured: dict[str, list[tuple[Use, Gradients]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.late = frozenset(name for use in self.graph.uses if not _is_view(use) for name in use.parameters)
-        self.waiting = Counter(name for use in self.graph.uses for name in use.parameters)
+        self.groups = groups_of(self.graph.uses)
+        self.waiting = Counter(self.groups[use.parameters[0]] for use in self.graph.uses)
 
     def reach(self, node: Node, gradient: Tensor | None) -> None:
         """Note the gradient at a node's output; give away what is complete with it."""
+        values = self.values.pop(node)
         for use, layout in self.uses[node]:
-            key = LATE if self.late.intersection(use.parameters) else use.parameters[0]
+            key = self.groups[use.parameters[0]]
             if gradient is not None:
                 split = layout.split(widen(gradient).unsqueeze(0), lead=1)
-                weight = apply_rule(LayerCapture(use, layout, split))
+                weight = apply_rule(LayerCapture(use, layout, split, values=values))
                 if weight is None:
                     note_refusal(self.reasons, use)
                 else:
@@ -102,31 +107,23 @@ class _Backward:
                 self._give(key)
 
     def finish(self) -> None:
-        """Give away the rest: weights made of parameters, and uses of which the outputs do not depend on all."""
-        spread(self.reasons, self.graph.uses)
+        """Give away the rest: of parameters on some of whose uses the outputs do not depend."""
         for key in list(self.captured):
             self._give(key)
 
     def _give(self, key: str) -> None:
+        spread(self.reasons, self.graph.uses)
         known = [(use, each) for use, each in self.captured.pop(key, []) if use.parameters[0] not in self.reasons]
-        for name, gradients in from_uses(known, self.parameters).items():
-            self.take(name, gradients)
+        made = from_uses(known, self.parameters)
+        del known
+        for name in list(made):
+            self.take(name, made.pop(name))
 
 
 def note_refusal(reasons: dict[str, str], use: Use) -> None:
     """Note that the rule for a use does not apply."""
     for name in use.parameters:
         reasons.setdefault(name, f"no layer rule for this use of {use.name!r}")
-
-
-LATE = ""
-"""What is captured over all parameters that are taken at the end; no parameter is called so."""
-
-
-def _is_view(use: Use) -> bool:
-    """Whether the weight is a parameter or a view of one: nothing has to be pulled back through other nodes."""
-    chain = weight_chain(use)
-    return bool(chain) and chain_order(chain) is not None
 
 
 def _first(graph: Graph, wanted: set[Node]) -> list[Node]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,12 @@ def node_names(outputs: Tensor) -> frozenset[str]:
 @functools.cache
 def _saved_names(kind: type[Node], name: str) -> tuple[str, ...]:
     return tuple(each for each in dir(kind) if each.startswith("_saved_"))
+
+
+def saved_values(node: Node) -> dict[str, Any]:
+    """All that a node saved for its backward pass, by name."""
+    names = _saved_names(type(node), node.name())
+    return {name.removeprefix("_saved_"): getattr(node, name) for name in names}
 
 
 def description(node: Node) -> tuple[object, ...]:

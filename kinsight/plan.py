@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import map_leaves
-from kinsight.contractions import SCRATCH_BYTES
+from kinsight.contractions import SCRATCH_BYTES, in_float64
 from kinsight.costs import PASSING_BYTES
 from kinsight.errors import UnknownNameError
 from kinsight.kernel import GradientKernel
@@ -91,6 +91,7 @@ class Probe:
         seconds: of each step, at n samples.
         peak: bytes while gradients are captured.
         scratch: bytes that a Gram block takes, without what grows with pairs of samples.
+        summed: bytes that unit gradients take while they are added up, and read, with their sum.
         own: bytes while they meet themselves layer by layer, without what grows with pairs of samples.
         held: bytes of captured gradients.
         mixed: bytes of whitened gradients, where they are others.
@@ -103,6 +104,7 @@ class Probe:
     seconds: dict[str, Line] = field(default_factory=dict)
     peak: Line = field(default_factory=Line)
     scratch: Line = field(default_factory=Line)
+    summed: Line = field(default_factory=Line)
     own: Line = field(default_factory=Line)
     held: Line = field(default_factory=Line)
     mixed: Line = field(default_factory=Line)
@@ -167,10 +169,18 @@ def _measure(
                 gradients.gram(gradients)
             probe.scratch.points.append((n, max(0, peak[0] - PAIR_BYTES * n**2)))
             del known
+        if "sum" in steps:
+            known = [tensor for each in gradients.by_parameter.values() for tensor in each.tensors]
+            with peak_bytes(kernel.device, [*kept, *known]) as peak:
+                mixing = kernel.normalizer(gradients).mixing
+                found = gradients.weighted_sum(mixing.transpose(0, 1))
+                gradients.dot({name: in_float64(value) for name, value in found.items()})
+            probe.summed.points.append((n, peak[0]))
+            del known, found
         del gradients
         if "own" in steps:
             with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
-                kernel.own_gram(batch)
+                kernel(batch)
             probe.own.points.append((n, WORKSPACE * max(0, peak[0] - PAIR_BYTES * n**2)))
         is_long = time.perf_counter() - begin > PROBE_SECONDS and len(probe.peak.points) > 1
         if n >= min(size, len(samples)) or is_long:
@@ -259,7 +269,12 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[in
         seconds += (passes - row_batches) * once["compact"]
         seconds += n_blocks * probe.seconds_of_block("compact gram", row, each)
     group = min(per_group, row_batches) * probe.compact(row)
-    peak = group + max(working(each), form(each) + probe.compact(each) + scratch + product)
+    if n_groups == 1 and not m:  # no columns beside the rows that are kept
+        peak = max(
+            group - probe.compact(row) + max(working(row), form(row) + probe.compact(row)), group + scratch + product
+        )
+    else:
+        peak = group + max(working(each), form(each) + probe.compact(each) + scratch + product)
     return Plan(question, n, m, size, n_groups, passes, int(peak), result_bytes, seconds)
 
 
@@ -268,15 +283,20 @@ def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, queries
     seconds, each = probe.seconds, min(size, n)
     n_queries, query_size = queries
     batches = n / each
-    kept = 0 if n_queries else min(batches, kernel.max_bytes // 2 // max(1.0, probe.held(each)))
+    held = probe.held(each)
+    room = int(kernel.max_bytes // 2 // max(1.0, held))
+    kept = 0 if n_queries else batches if batches * held <= kernel.max_bytes // 2 else room
     reading = n_queries / each if n_queries else batches - kept
     once = {step: line(each) for step, line in seconds.items()}
     total = batches * (once["gradients"] + once["norms"] + once["sum"]) + kept * once["dot"]
     total += reading * (once["gradients"] + once["dot"] + (once["norms"] if n_queries else 0))
-    directions = 8 * sum(p.numel() for p in kernel.parameters.values())
-    peak = kept * probe.held(each) + max(probe.peak(each), probe.held(each) + 4 * SCRATCH_BYTES)
-    peak += 2 * directions * probe.n_outputs
-    passes = -(-n // size) + (-(-n_queries // query_size) if n_queries else math.ceil(batches) - int(kept))
+    directions = 8 * sum(p.numel() for p in kernel.parameters.values()) * probe.n_outputs
+    before = kept * held - (0 if reading else held * min(1, batches))  # beside the batch that is worked on
+    known = directions if batches > 1 else 0
+    peak = before + known + max(probe.peak(each), held + probe.summed(each))
+    passes = -(-n // size) + (
+        -(-n_queries // query_size) if n_queries else math.ceil(batches) - int(kept) if reading else 0
+    )
     return Plan(
         "soft_count", n_queries or n, n if n_queries else 0, size, 1, passes, int(peak), 8 * (n_queries or n), total
     )

@@ -241,7 +241,7 @@ def _plain_kernels(model: nn.Module) -> Iterator[None]:
     also refuse to run backwards in eval mode.
     """
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    with full_precision(), contextlib.ExitStack() as stack:
+    with full_precision(keeps_autocast=True), contextlib.ExitStack() as stack:
         if recurrent:
             stack.enter_context(
                 torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)

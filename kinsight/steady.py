@@ -39,6 +39,8 @@ def follow_samples(n: int, weights: Mapping[Node, object], order: Sequence[Node]
         weights: nodes that make weights; they hold no samples.
         order: all nodes, each after its children; the last made the outputs, [n] or [n c].
     """
+    if any(0 in output_shape(node) for node in order):
+        return None
     places: dict[Node, Place] = {order[-1]: Place(0, 1)}
     for node in reversed(order):
         place = places.get(node)
@@ -80,6 +82,11 @@ def _alike(node: Node, place: Place, n: int) -> Iterable[tuple[Node, int, Place]
 def _leading(node: Node, place: Place, n: int) -> Iterable[tuple[Node, int, Place]] | None:
     """Layers that treat the first axis as samples: convolutions, pooling, normalization by channel, resizing."""
     return _first(node, place) if place.axis == 0 else None
+
+
+def _by_running_statistics(node: Node, place: Place, n: int) -> Iterable[tuple[Node, int, Place]] | None:
+    """Batch normalization, unless it mixes the samples of its batch."""
+    return None if node._saved_training else _leading(node, place, n)  # type: ignore[attr-defined]
 
 
 def _first(node: Node, place: Place) -> list[tuple[Node, int, Place]]:
@@ -207,7 +214,7 @@ _POINTWISE = (
     "PreluKernel",
 )  # fmt: skip
 _LEADING = (
-    "Convolution", "NativeBatchNorm", "NativeGroupNorm", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AvgPool2D",
+    "Convolution", "NativeGroupNorm", "MaxPool2DWithIndices", "MaxPool3DWithIndices", "AvgPool2D",
     "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveMaxPool2D", "ReflectionPad1D", "ReflectionPad2D", "ReplicationPad1D",
     "ReplicationPad2D", "UpsampleNearest2D", "UpsampleBilinear2D", "MkldnnConvolution",
 )  # fmt: skip
@@ -220,6 +227,7 @@ FOLLOW: dict[str, Follow] = {
     **dict.fromkeys(("Sum", "Mean", "Amax", "Logsumexp", "Var"), _reduced),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Cat", "Slice", "Split", "SplitWithSizes"), _along),
     **dict.fromkeys(("Addmm", "Mm", "Bmm"), _multiplied),
+    "NativeBatchNorm": _by_running_statistics,
     "Select": _selected,
     "Unsqueeze": _inserted,
     "Expand": _alike,

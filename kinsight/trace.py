@@ -68,7 +68,8 @@ class Trace:
 
     def settle(self, routing: Routing) -> None:
         """Take over what is known."""
-        self.routing, self.is_known, self.is_steady = routing, True, True
+        self.routing = Routing(routing.layouts, dict(routing.reasons))  # what this batch adds is its own
+        self.is_known = self.is_steady = True
 
 
 _MOST_STRUCTURES = 256
@@ -131,10 +132,7 @@ class Tracer:
         trace.shared = self.shared.get(trace.skeleton, frozenset())
         if trace.shared:
             trace.graph = self._graph(outputs, trace.shared)
-        kind = (*_kind(trace.graph, outputs, outputs.shape[0]), are_copies)
-        if self.check == "never" and kind in self.routings:
-            trace.settle(self.routings[kind])
-        elif self.check != "always":
+        if self.check != "always":
             # measuring would take one more backward pass, and twice the memory
             places = follow_samples(outputs.shape[0], trace.graph.weights, trace.graph.order)
             told = self.routings.get(_followed(trace.graph, outputs, places, are_copies=are_copies))
@@ -158,21 +156,21 @@ class Tracer:
             return
         _refuse_not_finite(trace.at_nodes)
         layouts, places = _measured(outputs, trace.graph, trace.at_nodes)
-        while found := _made_of_weights(trace.graph, layouts, places):
-            trace.shared |= found
+        while made := _made_of_weights(trace.graph, layouts, places):
+            trace.shared |= made
             trace.graph = self._graph(outputs, trace.shared)
             nodes = [node for node in _nodes(trace.graph) if node not in trace.at_nodes]
             trace.at_nodes |= output_gradients(outputs, nodes, is_differentiable=is_differentiable)
             layouts, places = _measured(outputs, trace.graph, trace.at_nodes)
-        kind = (*_kind(trace.graph, outputs, n), are_copies)
-        whole = (*kind, tuple(None if each is None else (each.axis, each.before) for each in layouts.found))
+        found = tuple(None if each is None else (each.axis, each.before) for each in layouts.found)
+        whole = (*_kind(trace.graph, outputs, n), are_copies, found)
         known = None if self.check == "always" else self.routings.get(whole)
         trace.routing = known or Routing(layouts)
         trace.is_new = known is None and self.check != "never"
         trace.is_steady = places is not None
         if layouts.is_settled:
             followed = _followed(trace.graph, outputs, places, are_copies=are_copies)
-            trace.kinds = (kind, whole, followed) if followed else (kind, whole)
+            trace.kinds = (whole, followed) if followed else (whole,)
         trace.is_remembered = layouts.is_settled and places is not None
 
     def accept(self, trace: Trace) -> None:

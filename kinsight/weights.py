@@ -34,18 +34,25 @@ def from_uses(
     return {name: add_uses(parts) for name, parts in found.items()}
 
 
+def groups_of(uses: Sequence[Use]) -> dict[str, str]:
+    """For every parameter in use one of those that make weights together with it, the same for all of them."""
+    groups = {name: name for use in uses for name in use.parameters}
+    for use in uses:
+        joined = {groups[name] for name in use.parameters}
+        if len(joined) > 1:
+            groups = {name: min(joined) if group in joined else group for name, group in groups.items()}
+    return groups
+
+
 def spread(reasons: dict[str, str], uses: Sequence[Use]) -> None:
-    """Add the parameters that make a weight together with one that takes a generic path: that weight is left out."""
-    found = True
-    while found:
-        found = False
-        for use in uses:
-            known = [name for name in use.parameters if name in reasons]
-            if known and len(known) < len(use.parameters):
-                reasons.update(
-                    {name: reasons.get(name, f"makes a weight with {known[0]!r}") for name in use.parameters}
-                )
-                found = True
+    """Add the parameters that make weights together with one that takes a generic path: those are left out."""
+    if not reasons:
+        return
+    groups = groups_of(uses)
+    left_out = {groups[name]: name for name in reasons if name in groups}
+    for name, group in groups.items():
+        if group in left_out:
+            reasons.setdefault(name, f"makes a weight with {left_out[group]!r}")
 
 
 def to_parameters(

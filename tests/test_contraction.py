@@ -1,4 +1,6 @@
-"""Inner products in reduced precision: asked for, off by what is said, and by no more."""
+"""Inner products are as precise as is said: in full precision, and in a reduced one where it was asked for."""
+
+import copy
 
 import pytest
 import torch
@@ -6,7 +8,9 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight import contractions
+from kinsight.gradients.products import MOST_ROUNDED
 from kinsight.kernel import GradientKernel
+from tests.test_engine import error
 from tests.zoo import ZOO, Case
 
 STATED = {"bfloat16": 2.5e-2, "split": 1e-5}
@@ -94,3 +98,42 @@ def test_split_is_refused_where_there_is_no_such_product() -> None:
 def test_unknown_contractions_are_refused() -> None:
     with pytest.raises(kinsight.errors.UnknownNameError, match="contraction 'int8' is unknown: use 'full'"):
         GradientKernel(torch.nn.Linear(2, 1), contraction="int8")  # type: ignore[arg-type]
+
+
+class Difference(nn.Module):
+    """Compares two inputs by one layer: what they have in common cancels in its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.head(torch.tanh(h[:, 0] - h[:, 1]))
+
+
+@pytest.mark.parametrize("common", [0.0, 1.0, 30.0, 1000.0])
+def test_gradients_of_which_little_is_left(common: float) -> None:
+    torch.manual_seed(0)
+    model = Difference()
+    x = torch.randn(20, 2, 64) * 0.1 + common * torch.randn(64)
+    y = torch.randn(7, 2, 64) * 0.1 + common
+    single = GradientKernel(model, parameters=["body.weight"])
+    double = GradientKernel(copy.deepcopy(model).double(), parameters=["body.weight"])
+    for ask in (
+        lambda kernel, x, y: kernel(x),
+        lambda kernel, x, y: kernel(x, y),
+        lambda kernel, x, y: kernel.blocks(x, y),
+        lambda kernel, x, y: kernel.similarity(x),
+        lambda kernel, x, y: kernel.flat_similarity(y, x),
+    ):
+        assert error(ask(single, x, y), ask(double, x.double(), y.double())) < 2 * MOST_ROUNDED
+    assert error(single(x).diagonal(), single.diag(x)) < MOST_ROUNDED
+
+
+def test_full_precision_where_the_user_has_autocast_on() -> None:
+    gradients = GradientKernel(nn.Linear(64, 2)).gradients(torch.randn(9, 64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = gradients.gram(gradients), gradients.self_blocks()
+    assert torch.equal(inside[0], gradients.gram(gradients))
+    assert torch.equal(inside[1], gradients.self_blocks())

@@ -51,7 +51,7 @@ def test_layer_by_layer_is_exact(case: Case, handed_over: list[int]) -> None:
     for n in (4, 6, 6):  # the third time, at the latest, what holds for this model is known
         x = case.batch(n)
         gradients = reference.per_sample_gradients(kernel.model, as_batch(x), kernel.output, kernel.parameters)
-        assert error(kernel.own_gram(x), reference.kernel(gradients, gradients)) < EXACT
+        assert error(kernel(x), reference.kernel(gradients, gradients)) < EXACT
     assert bool(handed_over) == (case.name in STEADY)
 
 

@@ -202,5 +202,11 @@ class Factored(Product):
     def bound(self) -> Tensor:
         return (norm_over(self.inputs, -1) * norm_over(self.output_gradients, (1, 4))).sum(dim=(1, 2))
 
+    def rough_bound(self) -> Tensor:
+        """`bound` in the precision of the factors, six times as fast: too small where they are below 1e-19."""
+        inputs: Tensor = torch.linalg.vector_norm(self.inputs, dim=-1)
+        gradients: Tensor = torch.linalg.vector_norm(self.output_gradients, dim=(1, 4))
+        return (inputs * gradients).sum(dim=(1, 2))
+
     def rows(self, start: int, stop: int) -> Factored:
         return replace(self, inputs=self.inputs[start:stop], output_gradients=self.output_gradients[start:stop])

@@ -23,7 +23,7 @@ from kinsight.contractions import (
 from kinsight.costs import PASSING_BYTES, is_gram_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
-from kinsight.gradients.factored import Product
+from kinsight.gradients.factored import Factored, Product
 from kinsight.gradients.looked_up import LookedUp
 from kinsight.gradients.scratch import Scratch
 from kinsight.gradients.summed import Summed
@@ -77,14 +77,13 @@ def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None
         return total_of([gram_block(a, b, form, products) for a in parts_x for b in parts_y])
     if isinstance(x, LookedUp) and isinstance(y, LookedUp):
         gradients = (x.output_gradients.unsqueeze(3), y.output_gradients.unsqueeze(3))
-        return position_gram((x.tokens, y.tokens), gradients, form)
+        return _checked(position_gram((x.tokens, y.tokens), gradients, form), x, y, form)
     if isinstance(x, LookedUp) and isinstance(y, Product) and y.gradient_first and y.sizes.g == 1:
         return mirrored(gram_block(y, x, form, products), form)
     if isinstance(x, Product) and isinstance(y, LookedUp) and x.gradient_first and x.sizes.g == 1:
         layer = x.factored()
-        return crossed_gram(
-            layer.inputs[:, :, 0], layer.output_gradients[:, :, :, 0], y.tokens, y.output_gradients, form
-        )
+        factors = layer.inputs[:, :, 0], layer.output_gradients[:, :, :, 0]
+        return _checked(crossed_gram(*factors, y.tokens, y.output_gradients, form), layer, y, form)
     if isinstance(x, Product) and isinstance(y, Product) and _fit(x, y):
         return _of_products(x, y, form, products)
     if isinstance(x, Built) and isinstance(y, Built):
@@ -125,7 +124,37 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
         return inputs * gradients if inputs.requires_grad or gradients.requires_grad else inputs.mul_(gradients)
     by_group = layer_x.inputs.permute(2, 0, 1, 3).contiguous()
     both = (by_group, by_group if x is y else layer_y.inputs.permute(2, 0, 1, 3))
-    return position_gram(both, (layer_x.output_gradients, layer_y.output_gradients), form)
+    block = position_gram(both, (layer_x.output_gradients, layer_y.output_gradients), form)
+    return _checked(block, layer_x, layer_y, form)
+
+
+def _checked(block: Tensor, x: Gradients, y: Gradients, form: Form) -> Tensor:
+    """A float32 Gram block from factors; in float64 after all where too much of the sums over positions cancels.
+
+    A block from factors adds up products of all pairs of positions: their rounding is relative to `bound`s, of which
+    the norms may be a small part. What one backward pass cancels once is cancelled twice there.
+    """
+    if x.dtype != torch.float32 or x.tensors[0].device.type == "mps":
+        return block
+    is_own = x is y and form == "trace"
+    left = [_left(x, block.diagonal())] * 2 if is_own else [_left(each) for each in (x, y)]
+    if left[0] * left[1] * MOST_ROUNDED > torch.finfo(torch.float32).eps:
+        return block
+    wide = x.double()
+    return gram_block(wide, wide if x is y else y.double(), form)
+
+
+def _left(x: Gradients, squares: Tensor | None = None) -> float:
+    """Smallest part of the terms of a sum that the sum is, over samples that have any; their squared norms, [n]."""
+    if squares is None:
+        squares = x.self_blocks().diagonal(dim1=1, dim2=2).sum(dim=1)
+    bounds = (x.rough_bound() if isinstance(x, Factored) else x.bound()).detach()
+    parts = squares.detach().clamp(min=0).double().sqrt() / bounds
+    return float(parts[bounds > 0].min()) if bool((bounds > 0).any()) else 1.0
+
+
+MOST_ROUNDED = 1e-4
+"""Rounding error of inner products, relative to the norms, that is taken from float32."""
 
 
 def _part_by_part(x: Product, y: Product, form: Form, products: Products) -> Tensor:
