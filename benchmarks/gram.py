@@ -60,6 +60,9 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
         jobs.PASSES: floors.passes(model, batches, n_outputs),
         **peers_of(name, model, x, n_outputs, refused, is_blocks=is_blocks),
     }
+    for way in [way for way in ways if any(part and part in way for part in given.without.split(","))]:
+        del ways[way]
+        refused[way] = "left out on the command line"
     timings = interleaved(ways, n_runs=given.runs, device=given.device)
     facts = {
         **jobs.against_floor(timings, floor_of(model, x, timings, n_outputs, is_blocks=is_blocks)),
@@ -87,7 +90,7 @@ def peers_of(
     ways: dict[str, Callable[[], Tensor]] = {
         "torch.func": lambda: peers.gram_by_torch_func(model, x, n_outputs, chunk=chunk) / n_outputs
     }
-    if name in ("vit", "resnet18", "encoder"):
+    if n_outputs == 1:
         ways["one sample at a time"] = lambda: peers.gram_one_at_a_time(model, x, n_outputs) / n_outputs
     if name in ("vit", "encoder"):  # vmap runs fused attention one sample at a time
         ways["torch.func, attention by its formula"] = partial(_with_plain_attention, ways["torch.func"])
@@ -110,6 +113,7 @@ def main() -> None:
     parser = jobs.parser(__doc__)
     parser.add_argument("--outputs", type=int, choices=(1, 10), default=1)
     parser.add_argument("--form", choices=("trace", "blocks"), default="trace")
+    parser.add_argument("--without", default="", metavar="A,B", help="leave out peers with these words in their names")
     given = jobs.parsed(parser)
     if given.form == "blocks" and given.outputs == 1:
         parser.error("--form blocks needs --outputs 10: of one output, the blocks are the Gram block itself")
