@@ -60,7 +60,7 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
         jobs.PASSES: floors.passes(model, batches, n_outputs),
         **peers_of(name, model, x, n_outputs, refused, is_blocks=is_blocks),
     }
-    for way in [way for way in ways if any(part and part in way for part in given.without.split(","))]:
+    for way in [way for way in given.without if way in ways]:
         del ways[way]
         refused[way] = "left out on the command line"
     timings = interleaved(ways, n_runs=given.runs, device=given.device)
@@ -113,7 +113,7 @@ def main() -> None:
     parser = jobs.parser(__doc__)
     parser.add_argument("--outputs", type=int, choices=(1, 10), default=1)
     parser.add_argument("--form", choices=("trace", "blocks"), default="trace")
-    parser.add_argument("--without", default="", metavar="A,B", help="leave out peers with these words in their names")
+    parser.add_argument("--without", action="append", default=[], metavar="PEER", help="leave out a peer, by its name")
     given = jobs.parsed(parser)
     if given.form == "blocks" and given.outputs == 1:
         parser.error("--form blocks needs --outputs 10: of one output, the blocks are the Gram block itself")

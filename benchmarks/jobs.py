@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
     torch.set_num_threads(given.threads)
     torch.backends.cudnn.allow_tf32 = False  # as while kinsight computes: floors and peers are no coarser
     given.typed = [
-        f"--{key} {value:g}" if isinstance(value, float) else f"--{key} {value}"
+        f"--{key} {each:g}" if isinstance(each, float) else f"--{key} {shlex.quote(str(each))}"
         for key, value in vars(given).items()
         if key not in ("networks", "results", "job") and value != options.get_default(key)
+        for each in (value if isinstance(value, list) else [value])
     ]
     return given
 
