@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
-from kinsight.contractions import Contraction, Form, add_in_float64, full_precision, in_float64
+from kinsight.contractions import Contraction, Form, add_in_float64, full_precision, in_float64, mirror_upper
 from kinsight.gradients import Gradients, Products, gram_block
 from kinsight.samples import Id
 from kinsight.sketch import Projection
@@ -168,7 +168,7 @@ class OwnGram:
     _sum: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self._products = Products(contraction=self.contraction)
+        self._products = Products(contraction=self.contraction, is_upper=True)
 
     @full_precision()
     def take(self, name: str, gradients: Gradients) -> None:
@@ -181,7 +181,9 @@ class OwnGram:
 
     def total(self, outputs: Outputs) -> Tensor:
         """What came so far, in float64, on the device of the outputs. [n n]."""
-        return in_float64(outputs.new_zeros(self.n, self.n)) if self._sum is None else self._sum
+        if self._sum is None:
+            return in_float64(outputs.new_zeros(self.n, self.n))
+        return mirror_upper(self._sum)
 
 
 def _count(directions: Mapping[str, Tensor]) -> int:

@@ -34,13 +34,19 @@ split: two such halves a number, three products of them: off by 1e-5. On CUDA, w
 """
 
 
-def matrix_product(x: Tensor, y: Tensor, contraction: Contraction = "full") -> Tensor:
-    """x y^T of matrices. [n p], [m p] -> [n m]. Where they are the same, little more than half of it is computed."""
+def matrix_product(x: Tensor, y: Tensor, contraction: Contraction = "full", *, is_upper: bool = False) -> Tensor:
+    """x y^T of matrices. [n p], [m p] -> [n m]. Where they are the same, little more than half of it is computed.
+
+    Args:
+        x, y: the matrices.
+        contraction: what they are multiplied in.
+        is_upper: then leave what is not computed as it is, whatever is there: `mirror_upper` fills it in.
+    """
     if contraction == "full" or x.dtype != torch.float32:  # float64 is there for a reason
-        return _product(x, y)
+        return _product(x, y, is_upper=is_upper)
     if contraction == "bfloat16":
         rounded = x.bfloat16()
-        return _product(rounded, rounded if are_one(x, y) else y.bfloat16()).float()
+        return _product(rounded, rounded if are_one(x, y) else y.bfloat16(), is_upper=is_upper).float()
     high_x, high_y = x.bfloat16(), y.bfloat16()
     low_x, low_y = (x - high_x).bfloat16(), (y - high_y).bfloat16()
     return wide_product(high_x, high_y) + (wide_product(high_x, low_y) + wide_product(low_x, high_y))
@@ -65,16 +71,21 @@ def wide_product(x: Tensor, y: Tensor) -> Tensor:
     return torch.mm(x, y.T, out_dtype=torch.float32)
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
+def _product(x: Tensor, y: Tensor, *, is_upper: bool) -> Tensor:
     n = x.shape[0]
     if not are_one(x, y) or n < SYMMETRIC or x.requires_grad or y.requires_grad:
         return x @ y.T
     product = x.new_empty(n, n)
-    step = -(-n // max(2, min(8, n // 128)))
+    step = _step(n)
     for start in range(0, n, step):
         rows = slice(start, start + step)
         torch.mm(x[rows], x[start:].T, out=product[rows, start:])
-    return _mirror_upper(product, step)
+    return product if is_upper else mirror_upper(product)
+
+
+def _step(n: int) -> int:
+    """Rows of a symmetric product of n that are computed at once."""
+    return -(-n // max(2, min(8, n // 128)))
 
 
 def are_one(x: Tensor, y: Tensor) -> bool:
@@ -82,8 +93,9 @@ def are_one(x: Tensor, y: Tensor) -> bool:
     return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
 
 
-def _mirror_upper(product: Tensor, step: int) -> Tensor:
-    """Fill in what lies below the diagonal blocks."""
+def mirror_upper(product: Tensor) -> Tensor:
+    """Fill in what a symmetric product leaves out: what lies below the blocks on the diagonal. [n n]."""
+    step = _step(len(product)) if len(product) >= SYMMETRIC else len(product)
     for start in range(step, product.shape[0], step):
         product[start : start + step, :start] = product[:start, start : start + step].T
     return product

@@ -175,3 +175,15 @@ def test_shares_are_no_views_of_each_other() -> None:
     before = shares["weight"].clone()
     shares["bias"].zero_()
     assert torch.equal(shares["weight"], before)
+
+
+@pytest.mark.parametrize("n", [127, 128, 129, 300])
+@pytest.mark.parametrize("n_outputs", [1, 3])
+def test_halves_of_large_blocks_are_mirrored(n: int, n_outputs: int) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Sequential(nn.Conv1d(2, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(30, n_outputs)).double()
+    kernel, x = GradientKernel(convolution), torch.randn(n, 2, 7, dtype=torch.float64)
+    gradients = kernel.gradients(x)
+    exact = sum((each.flatten(1) @ each.flatten(1).T for each in gradients.build().values()), torch.zeros(n, n))
+    assert error(kernel(x), exact / n_outputs) < EXACT
+    assert error(kernel.flat_similarity(x), exact / exact.diagonal().sqrt().outer(exact.diagonal().sqrt())) < EXACT

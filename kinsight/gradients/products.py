@@ -38,20 +38,27 @@ class Products:
             gradients.
         scratch: memory for gradients that only pass through.
         contraction: what matrices are multiplied in.
+        is_upper: whether products of a matrix with itself are yet to be mirrored (`contractions.mirror_upper`): once,
+            where many are added up.
     """
 
     factors: tuple[Tensor, Tensor] | None = None
     value: Tensor | None = None
     scratch: Scratch = field(default_factory=Scratch)
     contraction: Contraction = "full"
+    is_upper: bool = False
 
     def of(self, x: Tensor, y: Tensor) -> Tensor:
         """x y^T of matrices [n p] and [m p]. [n m]. Not to be written into."""
         known = self.factors is not None and are_one(self.factors[0], x) and are_one(self.factors[1], y)
         if self.value is None or not known:
             # the factors are held: what is freed may lie elsewhere anew
-            self.factors, self.value = (x, y), matrix_product(x, y, self.contraction)
+            self.factors, self.value = (x, y), self.multiply(x, y)
         return self.value
+
+    def multiply(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same, not remembered, to be written into at will."""
+        return matrix_product(x, y, self.contraction, is_upper=self.is_upper)
 
 
 def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None = None) -> Tensor:
@@ -119,7 +126,7 @@ def _of_products(x: Product, y: Product, form: Form, products: Products) -> Tens
     layer_x = x.factored()
     layer_y = layer_x if x is y else y.factored()
     if a.t == b.t == a.g == 1 and form == "trace":
-        inputs = matrix_product(layer_x.inputs.flatten(1), layer_y.inputs.flatten(1), products.contraction)
+        inputs = products.multiply(layer_x.inputs.flatten(1), layer_y.inputs.flatten(1))
         gradients = products.of(layer_x.output_gradients.flatten(1), layer_y.output_gradients.flatten(1))
         return inputs * gradients if inputs.requires_grad or gradients.requires_grad else inputs.mul_(gradients)
     by_group = layer_x.inputs.permute(2, 0, 1, 3).contiguous()
@@ -185,7 +192,7 @@ def _part_by_part(x: Product, y: Product, form: Form, products: Products) -> Ten
 def _of_built(x: Tensor, y: Tensor, form: Form, products: Products) -> Tensor:
     """Gram block of built gradients [n c *shape], [m d *shape]."""
     if form == "trace":
-        return matrix_product(x.flatten(1), y.flatten(1), products.contraction)
+        return products.multiply(x.flatten(1), y.flatten(1))
     x, y = (values.reshape(*values.shape[:2], math.prod(values.shape[2:])) for values in (x, y))
     if form == "diagonal":
         return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).permute(1, 2, 0)
