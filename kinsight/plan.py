@@ -248,7 +248,7 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[in
         last = batches[-1]
         held = sum(form(each) for each in batches)
         peak = max(working(last) + held - form(last), held + scratch + product)
-        if not m and not is_mixed:  # layer by layer
+        if not m and not is_mixed and (question == "gram" or kernel.contraction == "full"):  # layer by layer
             steps, peak = ["gradients"], probe.own(n) + product
         seconds = sum(probe.seconds[step](each) for step in steps for each in batches)
         seconds += probe.seconds_of_block("gram", n, m)
