@@ -28,7 +28,8 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.gram --outputs 10 --form blocks
 	$(python) -m benchmarks.rectangle
 	$(python) -m benchmarks.soft_count
-	$(python) -m benchmarks.soft_count --outputs 10
+	$(python) -m benchmarks.soft_count lenet --outputs 10
+	$(python) -m benchmarks.soft_count mlp --outputs 10 --without torch.func
 	$(python) -m benchmarks.soft_count lenet --scale 0.25
 	$(python) -m benchmarks.contraction
 	$(python) -m benchmarks.plan

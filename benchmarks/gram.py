@@ -60,9 +60,7 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
         jobs.PASSES: floors.passes(model, batches, n_outputs),
         **peers_of(name, model, x, n_outputs, refused, is_blocks=is_blocks),
     }
-    for way in [way for way in given.without if way in ways]:
-        del ways[way]
-        refused[way] = "left out on the command line"
+    jobs.leave_out(given.without, ways, refused)
     timings = interleaved(ways, n_runs=given.runs, device=given.device)
     facts = {
         **jobs.against_floor(timings, floor_of(model, x, timings, n_outputs, is_blocks=is_blocks)),
@@ -111,9 +109,9 @@ def _mean(job: Callable[[], Tensor], n_outputs: int) -> Tensor:
 def main() -> None:
     """Read the command line."""
     parser = jobs.parser(__doc__)
+    jobs.add_without(parser)
     parser.add_argument("--outputs", type=int, choices=(1, 10), default=1)
     parser.add_argument("--form", choices=("trace", "blocks"), default="trace")
-    parser.add_argument("--without", action="append", default=[], metavar="PEER", help="leave out a peer, by its name")
     given = jobs.parsed(parser)
     if given.form == "blocks" and given.outputs == 1:
         parser.error("--form blocks needs --outputs 10: of one output, the blocks are the Gram block itself")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,22 @@ def against_plain(timings: Mapping[str, Timing], ratio: str = "times_plain") -> 
     return {"plain_seconds": plain, ratio: timings[KINSIGHT].median / plain}
 
 
+def add_without(parser: argparse.ArgumentParser) -> None:
+    """The option that `leave_out` reads."""
+    parser.add_argument("--without", action="append", default=[], metavar="PEER", help="leave out a peer, by its name")
+
+
+def leave_out(without: Collection[str], ways: dict[str, Callable[[], object]], refused: dict[str, str]) -> None:
+    """Take peers out of `ways`, and say so in `refused`."""
+    for way in [way for way in without if way in ways and way not in OURS]:
+        del ways[way]
+        refused[way] = "left out on the command line"
+
+
 def against_peers(timings: Mapping[str, Timing]) -> dict[str, float | str]:
-    """How much longer the fastest peer takes."""
+    """How much longer the fastest peer takes. Nothing where all were left out."""
+    if not peers_of(timings):
+        return {}
     fastest = min(peers_of(timings), key=lambda name: timings[name].median)
     return {"times_ahead": timings[fastest].median / timings[KINSIGHT].median, "fastest_peer": fastest}
 

@@ -57,6 +57,8 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
         jobs.PASSES: floors.passes(model, batches, n_outputs),
         "torch.func": partial(peers.soft_count_by_torch_func, model, x, n_outputs, chunk=chunk),
     }
+    refused: dict[str, str] = {}
+    jobs.leave_out(given.without, ways, refused)
     timings = interleaved(ways, n_runs=given.runs, device=given.device)
     facts = {
         **jobs.against_plain(timings, "epochs"),
@@ -65,6 +67,7 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
         **growth(model, x, n_outputs, size),
         "batch_size": size,
         "route": soft_count(kernel, x).route,
+        "refused": refused,
     }
     model, (x,) = jobs.in_float64(model, x)
     # Read from the captures, in float64: not by forward mode, which is what kinsight is timed with.
@@ -99,6 +102,7 @@ def growth(model: nn.Module, x: Tensor, n_outputs: int, size: int) -> dict[str, 
 def main() -> None:
     """Read the command line."""
     parser = jobs.parser(__doc__)
+    jobs.add_without(parser)
     parser.add_argument("--outputs", type=int, choices=(1, 10), default=1)
     given = jobs.parsed(parser)
     sizes = SIZES if given.outputs == 1 else SIZES_OF_TEN
