@@ -25,7 +25,8 @@ docs: setup  ## write docs/api.md anew from the docstrings
 bench: setup  ## time kinsight against its floors and peers, write docs/benchmarks.md, fail if it became slower
 	$(python) -m benchmarks.gram
 	$(python) -m benchmarks.gram --outputs 10
-	$(python) -m benchmarks.gram --outputs 10 --form blocks
+	$(python) -m benchmarks.gram lenet --outputs 10 --form blocks
+	$(python) -m benchmarks.gram mlp --outputs 10 --form blocks --without torch.func
 	$(python) -m benchmarks.rectangle
 	$(python) -m benchmarks.soft_count
 	$(python) -m benchmarks.soft_count lenet --outputs 10

@@ -84,7 +84,8 @@ def peers_of(
     """Who else does it; of the trace, the mean over outputs, as kinsight gives it. And why others do not."""
     chunk = CHUNKS.get(name)
     if is_blocks:
-        return {"torch.func": partial(peers.blocks_by_torch_func, model, x, n_outputs, chunk=chunk)}
+        others = optional_peers.blocks_ways(model, x, n_outputs, refused=refused)
+        return {"torch.func": partial(peers.blocks_by_torch_func, model, x, n_outputs, chunk=chunk), **others}
     ways: dict[str, Callable[[], Tensor]] = {
         "torch.func": lambda: peers.gram_by_torch_func(model, x, n_outputs, chunk=chunk) / n_outputs
     }

@@ -10,8 +10,9 @@ import copy
 import importlib.metadata
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,27 @@ def gram_ways(
         "opacus": ("opacus", by_opacus),
         "backpack": ("backpack-for-pytorch", by_backpack),
     }
+    return _tried(makers, model, x, n_outputs, peers.gram_one_at_a_time, refused, max_seconds)
+
+
+def blocks_ways(
+    model: nn.Module, x: Tensor, n_outputs: int, *, refused: dict[str, str], max_seconds: float = 60.0
+) -> dict[str, Callable[[], Tensor]]:
+    """The same for every output with every other one: each returns [n n c c]."""
+    makers: dict[str, tuple[str, Maker]] = {"dattri-llm, factors": ("dattri-llm", blocks_by_dattri_llm)}
+    return _tried(makers, model, x, n_outputs, peers.blocks_by_torch_func, refused, max_seconds)
+
+
+def _tried(
+    makers: Mapping[str, tuple[str, Maker]],
+    model: nn.Module,
+    x: Tensor,
+    n_outputs: int,
+    reference: Callable[[nn.Module, Tensor, int], Tensor],
+    refused: dict[str, str],
+    max_seconds: float,
+) -> dict[str, Callable[[], Tensor]]:
+    """The ways that are installed, agree with the reference, and are fast enough."""
     few = x[:N_TRIED]
     ways: dict[str, Callable[[], Tensor]] = {}
     installed = versions()
@@ -75,7 +97,7 @@ def gram_ways(
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about layers without hooks: the trial shows whether they matter
-                error = _error(make, model, few, n_outputs)
+                error = _error(make, model, few, n_outputs, reference)
                 gram = make(copy.deepcopy(model), few, n_outputs)
                 gram(few)
                 start = time.perf_counter()
@@ -93,14 +115,20 @@ def gram_ways(
     return ways
 
 
-def _error(make: Maker, model: nn.Module, few: Tensor, n_outputs: int) -> float:
+def _error(
+    make: Maker,
+    model: nn.Module,
+    few: Tensor,
+    n_outputs: int,
+    reference: Callable[[nn.Module, Tensor, int], Tensor],
+) -> float:
     """Relative error on a few samples, in float64: there, only mistakes show.
 
     In float32 they could hide behind the rounding of long sums, which alone reaches 1e-3 over 11 million parameters.
     """
     exact = copy.deepcopy(model).double()
     few = few.double() if few.is_floating_point() else few
-    truth = peers.gram_one_at_a_time(exact, few, n_outputs)
+    truth = reference(exact, few, n_outputs)
     found = make(exact, few, n_outputs)(few)
     return float((found - truth).norm() / truth.norm())
 
@@ -178,8 +206,46 @@ def by_dattri_llm(model: nn.Module, few: Tensor, n_outputs: int, *, is_factorize
     With is_factorized, it keeps inputs and output gradients, and its cost model contracts or builds (its default).
     Without, it builds per-sample gradients in the backward pass: once, not once for either side of the product.
     """
+    from dattri_llm.gradient import ops
+
+    capture = _dattri_llm_capture(model, few, is_factorized=is_factorized)
+
+    def gram(x: Tensor) -> Tensor:
+        total = torch.zeros(len(x), len(x), dtype=torch.float64)
+        for output in range(n_outputs):
+            for values, kind in capture(x, output).values():
+                is_built = isinstance(values, Tensor)
+                total += ops.cross_dot(values, values, kind) if is_built else ops.pairwise_dot(values, kind)
+        return total
+
+    return gram
+
+
+def blocks_by_dattri_llm(model: nn.Module, few: Tensor, n_outputs: int) -> Gram:
+    """The same capture of every output, then the inner products of each pair of outputs, computed once. [n n c c]."""
+    from dattri_llm.gradient import ops
+
+    capture = _dattri_llm_capture(model, few, is_factorized=True)
+
+    def blocks(x: Tensor) -> Tensor:
+        captured = [capture(x, output) for output in range(n_outputs)]
+        total = torch.zeros(len(x), len(x), n_outputs, n_outputs, dtype=torch.float64)
+        for a in range(n_outputs):
+            for b in range(a, n_outputs):
+                for name, (values, kind) in captured[a].items():
+                    total[:, :, a, b] += ops.cross_dot(values, captured[b][name][0], kind)
+                total[:, :, b, a] = total[:, :, a, b].T
+        return total
+
+    return blocks
+
+
+def _dattri_llm_capture(
+    model: nn.Module, few: Tensor, *, is_factorized: bool
+) -> Callable[[Tensor, int], dict[str, tuple[Any, str]]]:
+    """What gives (gradients, kind) of every layer for one output."""
     from dattri_llm import HookManager, HookManagerConfig
-    from dattri_llm.gradient import CaptureCallback, default_hook_assignment, ops
+    from dattri_llm.gradient import CaptureCallback, default_hook_assignment
 
     numbered, capture = Numbered(model), CaptureCallback()
     # Layers that never run as modules (the projections of nn.MultiheadAttention) would leave a step unfinished.
@@ -201,21 +267,16 @@ def by_dattri_llm(model: nn.Module, few: Tensor, n_outputs: int, *, is_factorize
     config = HookManagerConfig(hook_types=hooks, capture_style=style, include_frozen=True)
     manager = HookManager(numbered, config=config, callbacks=[capture], sample_id_key=1)
 
-    def gram(x: Tensor) -> Tensor:
-        total = torch.zeros(len(x), len(x), dtype=torch.float64)
-        for output in range(n_outputs):
-            with manager.collect():
-                numbered(x, list(range(len(x))))[:, output].sum().backward()
-            gradient = capture.record.gradient
-            for name, values in gradient.data.items():
-                kind = gradient.layer_types[name]
-                is_built = isinstance(values, Tensor)
-                total += ops.cross_dot(values, values, kind) if is_built else ops.pairwise_dot(values, kind)
-            model.zero_grad()
+    def captured(x: Tensor, output: int) -> dict[str, tuple[Any, str]]:
+        with manager.collect():
+            numbered(x, list(range(len(x))))[:, output].sum().backward()
+        gradient = capture.record.gradient
+        found = {name: (values, gradient.layer_types[name]) for name, values in gradient.data.items()}
+        model.zero_grad()
         capture.record = None
-        return total
+        return found
 
-    return gram
+    return captured
 
 
 def by_opacus(model: nn.Module, few: Tensor, n_outputs: int) -> Gram:
