@@ -12,17 +12,20 @@ if TYPE_CHECKING:
     from kinsight.neighbors import neighbors
     from kinsight.plan import Plan, plan
     from kinsight.samples import Batch, Samples
+    from kinsight.sketch import Sketch, sketch
 
 __all__ = [
     "Batch",
     "GradientKernel",
     "Plan",
     "Samples",
+    "Sketch",
     "hard_count",
     "label_suspects",
     "neighbors",
     "plan",
     "power_count",
+    "sketch",
     "soft_count",
 ]
 
@@ -31,11 +34,13 @@ _HOME = {
     "GradientKernel": "kernel",
     "Plan": "plan",
     "Samples": "samples",
+    "Sketch": "sketch",
     "hard_count": "density",
     "label_suspects": "labels",
     "neighbors": "neighbors",
     "plan": "plan",
     "power_count": "density",
+    "sketch": "sketch",
     "soft_count": "density",
 }
 

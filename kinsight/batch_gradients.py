@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kinsight.axes import Mixing, Outputs, SelfBlocks
 from kinsight.contractions import Contraction, Form, add_in_float64, full_precision, in_float64, mirror_upper
-from kinsight.gradients import Gradients, Products, gram_block
+from kinsight.gradients import Gradients, Products, add_gram_block, gram_block
+from kinsight.projection import Projection
 from kinsight.samples import Id
-from kinsight.sketch import Projection
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +62,14 @@ class BatchGradients:
         Returns:
             [n m], the sum over outputs (form 'trace'); [n m c], output by output ('diagonal'); [n m c c] ('blocks').
         """
-        size = {"trace": (), "diagonal": (self.n_outputs,), "blocks": (self.n_outputs, other.n_outputs)}[form]
-        total = in_float64(self.outputs.new_zeros(len(self), len(other), *size))
+        n, m, c, d = len(self), len(other), self.n_outputs, other.n_outputs
+        size = {"trace": (n, m), "diagonal": (n, m, c), "blocks": (n, c, m, d)}[form]
+        total = in_float64(self.outputs.new_zeros(size))
+        total = total.transpose(1, 2) if form == "blocks" else total  # in memory as the product of two matrices
         products = Products(contraction=self.contraction)
         for name, gradients in self.by_parameter.items():
             if name in other.by_parameter:
-                total = add_in_float64(total, gram_block(gradients, other.by_parameter[name], form, products))
+                total = add_gram_block(total, gradients, other.by_parameter[name], form, products)
         return total
 
     def gram_cost(self, n: int, m: int = 0) -> float:
@@ -140,7 +142,7 @@ class BatchGradients:
 
     @full_precision()
     def sketch(self, dim: int, seed: int) -> Tensor:
-        """Random projections whose inner products estimate the Gram block of each output without bias. [n c dim]."""
+        """Random projections whose inner products estimate the Gram block's trace without bias. [n dim]."""
         parts = [in_float64(each.sketch(Projection(seed, name, dim))) for name, each in self.by_parameter.items()]
         return torch.stack(parts).sum(dim=0)
 

@@ -105,12 +105,6 @@ SYMMETRIC = 128
 """Smallest number of samples for which a symmetric product is worth splitting into blocks."""
 
 
-def row_products(x: Tensor, y: Tensor) -> Tensor:
-    """All inner products of outputs. [n c p], [m d p] -> [n m c d]."""
-    product = x.flatten(0, 1) @ y.flatten(0, 1).T
-    return product.reshape(x.shape[0], x.shape[1], y.shape[0], y.shape[1]).transpose(1, 2)
-
-
 def position_gram(inputs: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor], form: Form) -> Tensor:
     """sum_ts (a_nt . b_ms)(g_nt . h_ms): factors stay factors. Of a batch with itself, pairs are computed once.
 

@@ -9,6 +9,8 @@ of matrix products and some 20 GB/s of memory, a float32 read and written costs 
 
 from __future__ import annotations
 
+import math
+
 MOVE = 25
 """Multiply-adds in the time it takes to read and write one number."""
 
@@ -53,6 +55,40 @@ def is_norm_built(*, t: int, g: int, i: int, o: int, c: int) -> bool:
     factored = g * t * t * (i + c * o + MOVE) + g * c * c * t * o
     return built < DOUBLE * factored
 
+
+def is_sketch_built(*, t: int, g: int, i: int, o: int, c: int, dim: int) -> bool:
+    """Whether the sketch of one sample costs less from built gradients than from its factors' spectra.
+
+    Built: c t g i o to build the gradients, and each of their numbers written and read. From spectra: at each position
+    and in each group, two Fourier transforms of `dim` numbers, which are multiplied.
+
+    Args:
+        t: positions.
+        g, i, o: groups, input and output features of each.
+        c: outputs.
+        dim: of the sketch.
+    """
+    built = c * g * i * o * (BUILD * t + 2 * MOVE)
+    spectra = t * g * (dim * (2 * TRANSFORM * math.log2(dim) + 3 * MOVE) + (i + c * o) * MOVE)
+    return built < spectra
+
+
+TRANSFORM = 8
+"""Multiply-adds of a Fourier transform of real numbers, next to dim log2 dim."""
+
+
+def is_rolled(*, n: int, run: float) -> bool:
+    """Whether numbers whose buckets are consecutive are added run by run, rather than one by one, on a CPU.
+
+    Args:
+        n: samples.
+        run: mean length of a run.
+    """
+    return run >= ROLLED
+
+
+ROLLED = 64
+"""Length of a run from which it costs less than its numbers one by one."""
 
 DOUBLE = 4
 """Time of many small products in float64 next to that in float32. Norms from factors need float64: they are sums of

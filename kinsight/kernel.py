@@ -21,11 +21,12 @@ from kinsight.errors import (
     UnknownNameError,
 )
 from kinsight.footprint import Footprint, measure
+from kinsight.layer_by_layer import Take
 from kinsight.outputs import OutputFunction, resolve_output
 from kinsight.parameters import choose_parameters
 from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
-from kinsight.stream import Blocks, Prepared, Source, batches, pair_blocks, symmetric_pair_blocks
+from kinsight.stream import Blocks, Prepared, Source, batches, filled, pair_blocks, symmetric_pair_blocks
 from kinsight.trace import Check
 from kinsight.unit_gradients import Normalizer, UnitGradients, mark_undefined, warn_undefined
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
@@ -117,7 +118,7 @@ class GradientKernel:
         self.batch_size = batch_size
         self.max_bytes = max_bytes
         self._measured: Footprint | None = None
-        self._n_outputs: int | None = None  # of the last batch
+        self.n_outputs: int | None = None  # of the last batch
         self._differentiate = Differentiator(
             self.model, self.output, self.parameters, fallback=fallback, check=check, max_outputs=max_outputs
         )
@@ -152,7 +153,7 @@ class GradientKernel:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
         """
         gradients = self._differentiate(_filled(x).to(self.device)).within_range()
-        self._n_outputs = gradients.n_outputs
+        self.n_outputs = gradients.n_outputs
         return gradients if self.contraction == "full" else replace(gradients, contraction=self.contraction)
 
     def outputs(self, x: Inputs | Batch) -> Outputs:
@@ -199,16 +200,26 @@ class GradientKernel:
         self._check_block(block, rows, rows)
         return block
 
+    def hand_over(self, batch: Batch, take: Take) -> Outputs:
+        """The gradients of one batch, given away parameter by parameter, one output's during the backward pass. [n c].
+
+        Args:
+            batch: the samples.
+            take: called with each parameter's name and gradients, which are forgotten afterwards.
+        """
+        outputs = self._differentiate.hand_over(_filled(batch).to(self.device), take)
+        self.n_outputs = outputs.shape[1]
+        return outputs
+
     def _own_gram(self, batch: Batch) -> tuple[GramBlock, int]:
         """The kernel of one batch with itself, captures freed layer by layer, [n n]; and the number of outputs."""
         gram = OwnGram(len(batch), self.contraction)
-        outputs = self._differentiate.hand_over(_filled(batch).to(self.device), gram.take)
-        self._n_outputs = outputs.shape[1]
+        outputs = self.hand_over(batch, gram.take)
         return gram.total(outputs), outputs.shape[1]
 
     def blocks(self, x: Inputs | Batch, y: Inputs | Batch | None = None) -> OutputBlocks:
         """K(x, y): entry [n, m, a, b] is grad f_a(x_n) . grad f_b(y_m). [n m c c]."""
-        return self._rectangle(x, y, lambda a, b: a.gram(b, "blocks"), mirror=_mirror_blocks)
+        return self._rectangle(x, y, lambda a, b: a.gram(b, "blocks"), mirror=lambda block: block.permute(1, 0, 3, 2))
 
     def diag(self, x: Inputs | Batch) -> PerSample:
         """k(x, x) = Tr K(x, x) / c, in time linear in n. [n]."""
@@ -256,7 +267,7 @@ class GradientKernel:
         `ZeroGradientWarning` that names them.
         """
         rows, columns = as_batch(x), as_batch(x if y is None else y)
-        moved = self._fill(
+        moved = filled(
             len(rows),
             len(columns),
             pair_blocks(
@@ -309,7 +320,7 @@ class GradientKernel:
         rows = as_batch(x)
         columns = rows if y is None else as_batch(y)
         pairs = self.similarity_blocks(rows, None if y is None else columns, normalization, combine=combine)
-        block = self._fill(len(rows), len(columns), pairs)
+        block = filled(len(rows), len(columns), pairs)
         return block.clamp(-1, 1)
 
     # -------------------------------------------------------------------------------------- blocks and memory
@@ -353,7 +364,7 @@ class GradientKernel:
 
     def _with_itself(self, batch: Batch, normalization: Normalization, undefined: dict[Id, None]) -> Tensor:
         """Similarities of one batch. Where one number normalizes a gradient, the Gram block has it on its diagonal."""
-        if self.contraction == "full" and (normalization == "flat" or self._n_outputs == 1):
+        if self.contraction == "full" and (normalization == "flat" or self.n_outputs == 1):
             block, n_outputs = self._own_gram(batch)
             squares = block.diagonal().clone()
             low, high = SAFE_NORMS
@@ -382,7 +393,7 @@ class GradientKernel:
             if few is None or not len(few):
                 raise EmptyDataError("There are 0 samples: nothing to compare.")
             self._measured = measure(self._differentiate, few.to(self.device))
-            self._n_outputs = self._measured.n_outputs
+            self.n_outputs = self._measured.n_outputs
         return self._measured
 
     def _rectangle(
@@ -398,23 +409,13 @@ class GradientKernel:
         budget = self.max_bytes // 2
         if y is None:
             pairs = symmetric_pair_blocks(prepared, combine, mirror, max_bytes=budget)
-            block = self._fill(len(rows), len(rows), pairs)
+            block = filled(len(rows), len(rows), pairs)
         else:
             columns = as_batch(y)
             pairs = pair_blocks(prepared, self.each(columns, prepared.prepare), combine, max_bytes=budget)
-            block = self._fill(len(rows), len(columns), pairs)
+            block = filled(len(rows), len(columns), pairs)
         self._check_block(block, rows, rows if y is None else as_batch(y))
         return block
-
-    def _fill(self, n: int, m: int, pairs: Iterator[tuple[slice, slice, Tensor]]) -> Tensor:
-        filled: Tensor | None = None
-        for rows, columns, block in pairs:
-            if filled is None:
-                filled = block.new_empty(n, m, *block.shape[2:])
-            filled[rows, columns] = block
-        if filled is None:
-            raise EmptyDataError(f"There are {n} x {m} samples: nothing to compare.")
-        return filled
 
     def _check_block(self, block: Tensor, rows: Batch, columns: Batch) -> None:
         # the sum of numbers that are all finite may overflow
@@ -444,7 +445,3 @@ def _filled(x: Inputs | Batch) -> Batch:
     if not len(batch):
         raise EmptyDataError("The batch has 0 samples: there is nothing to differentiate.")
     return batch
-
-
-def _mirror_blocks(block: Tensor) -> Tensor:
-    return block.permute(1, 0, 3, 2)

@@ -1,115 +1,147 @@
-"""Seeded random projections of per-sample gradients whose inner products estimate the kernel without bias.
-
-The projection is a count sketch: the parameter's entry (i, j, k), k all axes after the second, adds to one of `dim`
-buckets with a sign: bucket(i, j, k) = (b_0[i] + b_1[j] + b_2[k]) mod dim, sign(i, j, k) = s_0[i] s_1[j] s_2[k].
-An outer product a g^T is then the circular convolution of the sketches of a and of g, so that a gradient that is a
-sum of outer products is sketched without ever being built (TensorSketch). Buckets and signs depend on the seed, the
-parameter's name and the output's number alone: never on batch, order or device.
-
-Reference: Pham and Pagh (2013), "Fast and scalable polynomial kernels via explicit feature maps".
-"""
+"""Sketches: a few numbers a sample, whose inner products estimate similarities."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from kinsight.axes import Outputs, PerSample
+from kinsight.contractions import add_in_float64, full_precision, in_float64
+from kinsight.errors import InputError
+from kinsight.gradients import Gradients
+from kinsight.kernel import GradientKernel, Normalization
+from kinsight.projection import Projection
+from kinsight.running import check_finite
+from kinsight.samples import Batch, Id, Inputs, as_batch
+from kinsight.unit_gradients import Normalizer
 
-@dataclass(frozen=True)
-class Projection:
-    """The projection of one parameter's gradients to `dim` numbers.
+
+@dataclass(frozen=True, eq=False)
+class Sketch:
+    """Projected unit gradients of some samples.
 
     Args:
-        seed: of all buckets and signs.
-        parameter: the parameter's name.
-        dim: number of buckets; the variance of an inner product falls as 1/dim.
+        ids: of the samples.
+        values: inner products of its rows estimate similarities without bias, [n dim], float32. A sample with zero
+            gradient has zeros.
+        norms: |g(x)|, over all outputs, [n], float64.
+        ranks: rank of K(x, x), [n]; 1 or 0 for one output; for the flat normalization the number of outputs, or 0.
+        outputs: the output function's values, [n c].
     """
 
+    ids: tuple[Id, ...]
+    values: Tensor
+    norms: PerSample
+    ranks: Tensor
+    outputs: Outputs
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def sketch(
+    kernel: GradientKernel,
+    x: Inputs | Batch,
+    dim: int,
+    *,
+    seed: int = 0,
+    normalization: Normalization = "whitened",
+) -> Sketch:
+    """Random projections of the unit gradients of one batch: their inner products are its similarities, on average.
+
+    The error of an estimate has a standard deviation of sqrt((1 + k^2) / dim) for a similarity k, over seeds. The
+    projection depends on the seed, the names and shapes of parameters and the number of an output alone: sketches of
+    one network can be compared whatever batch, device or process they were made in.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        x: inputs of n samples, worked on in batches that fit in the kernel's `max_bytes`.
+        dim: numbers a sample.
+        seed: of the projection.
+        normalization: 'whitened' or 'flat' similarity.
+
+    Returns:
+        `Sketch`, [n dim].
+
+    Raises:
+        InputError: dim is below 1.
+        NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
+
+    Example:
+        >>> kernel = GradientKernel(torch.nn.Linear(3, 1))
+        >>> x = torch.eye(3)
+        >>> values = sketch(kernel, x, 4096).values
+        >>> (values @ values.T - kernel.similarity(x)).abs().max() < 0.1
+        tensor(True)
+
+    Reference:
+        Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams".
+    """
+    if dim < 1:
+        raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
+    batch = as_batch(x)
+    size = kernel.block_size(batch)
+    parts = [_of_batch(kernel, part, dim, seed, normalization) for part in batch.batches(size)]
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def dim_for(error: float) -> int:
+    """The length of sketches whose similarities are off by less than `error`, root mean square: (2 / error)^2.
+
+    Example:
+        >>> dim_for(0.05)
+        1600
+    """
+    if not 0 < error < 2:
+        raise InputError(f"error is {error}: similarities are in [-1, 1], so it has to be between 0 and 2.")
+    return math.ceil((2 / error) ** 2)
+
+
+def _of_batch(kernel: GradientKernel, batch: Batch, dim: int, seed: int, normalization: Normalization) -> Sketch:
+    """Layer by layer where one number normalizes a gradient; else with all of its outputs' gradients at hand."""
+    if normalization == "flat" or kernel.n_outputs == 1:
+        own = _OwnSketch(seed, dim)
+        outputs = kernel.hand_over(batch, own.take)
+        if normalization == "flat" or outputs.shape[1] == 1:
+            return own.normalized(batch, outputs)
+    gradients = kernel.gradients(batch)
+    by = kernel.normalizer(gradients, normalization)
+    values = gradients.mix(by.mixing).within_range().sketch(dim, seed)
+    return Sketch(batch.ids, values.float().cpu(), by.norms.cpu(), by.ranks.cpu(), gradients.outputs.cpu())
+
+
+@dataclass(eq=False)
+class _OwnSketch:
+    """The sketch of gradients that come a parameter at a time, and their squared norms, in float64."""
+
     seed: int
-    parameter: str
     dim: int
+    values: Tensor | None = None
+    squares: Tensor | None = None
 
-    def hashes(self, shape: tuple[int, ...], output: int, *, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Buckets and signs of all entries over some axes, in row-major order.
+    @full_precision()
+    def take(self, name: str, gradients: Gradients) -> None:
+        """Add what the gradients over one parameter contribute."""
+        gradients = gradients if gradients.is_moderate else gradients.double()
+        values, squares = gradients.sketch_and_squares(Projection(self.seed, name, self.dim))
+        self.values = in_float64(values) if self.values is None else add_in_float64(self.values, values)
+        self.squares = squares if self.squares is None else self.squares + squares
 
-        Args:
-            shape: sizes of these axes.
-            output: number of the output.
-            first: which axis of the parameter the first of them is.
-        """
-        sizes = (*shape[: 2 - first], math.prod(shape[2 - first :])) if len(shape) > 2 - first else shape
-        buckets, signs = torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long)
-        for axis, size in enumerate(sizes, start=first):
-            key = f"{self.seed}/{self.parameter}/{axis}/{output}".encode()
-            number = int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
-            generator = torch.Generator().manual_seed(number)
-            own = torch.randint(0, self.dim, (size,), generator=generator)
-            buckets = ((buckets[:, None] + own) % self.dim).flatten()
-            signs = (signs[:, None] * (torch.randint(0, 2, (size,), generator=generator) * 2 - 1)).flatten()
-        return buckets, signs
+    def normalized(self, batch: Batch, outputs: Outputs) -> Sketch:
+        """What came so far, divided by its norms."""
+        n, c = outputs.shape
+        values = in_float64(outputs.new_zeros(n, self.dim)) if self.values is None else self.values
+        squares = in_float64(outputs.new_zeros(n)) if self.squares is None else self.squares
+        check_finite(squares, batch, "gradients")
+        by = Normalizer.scaling(squares.sqrt(), c)
+        assert by.scale is not None
+        values = values * by.scale[:, None]
+        return Sketch(batch.ids, values.float().cpu(), by.norms.cpu(), by.ranks.cpu(), outputs.detach().cpu())
 
-    def of_built(self, values: Tensor) -> Tensor:
-        """Sketch of built gradients. [n c *shape] -> [n c dim]."""
-        n, c = values.shape[:2]
-        sketches = []
-        for output in range(c):
-            buckets, signs = (part.to(values.device) for part in self.hashes(tuple(values.shape[2:]), output))
-            empty = values.new_zeros(n, self.dim)
-            sketches.append(empty.index_add(1, buckets, values[:, output].reshape(n, -1) * signs))
-        return torch.stack(sketches, dim=1)
 
-    def of_factored(
-        self, inputs: Tensor, gradients: Tensor, shape: tuple[int, ...], *, gradient_first: bool
-    ) -> Tensor | None:
-        """Sketch of sum_t input_t x output_gradient_t; None where the factors do not meet between two axes.
-
-        Args:
-            inputs: [n t g i].
-            gradients: [n c t g o].
-            shape: of the parameter, [g i o] or [g o i] read row by row.
-            gradient_first: whether the output gradient's features come first.
-
-        Returns:
-            [n c dim].
-        """
-        g, i, o = inputs.shape[2], inputs.shape[3], gradients.shape[4]
-        size = o if gradient_first else i
-        n_axes = next((n for n in (1, 2) if math.prod(shape[:n]) == g * size), None)
-        if n_axes is None:
-            return None
-        sketches = []
-        for output in range(gradients.shape[1]):
-            rows = self.hashes(shape[:n_axes], output)
-            columns = self.hashes(shape[n_axes:], output, first=n_axes)
-            total = torch.zeros((), device=inputs.device)
-            for group in range(g):
-                own = tuple(part[group * size : (group + 1) * size] for part in rows)
-                of_input = self._spectrum(inputs[:, :, group], columns if gradient_first else own)
-                of_output = self._spectrum(gradients[:, output, :, group], own if gradient_first else columns)
-                total = total + (of_input * of_output).sum(dim=1)
-            sketches.append(torch.fft.irfft(total, n=self.dim))
-        return torch.stack(sketches, dim=1)
-
-    def of_looked_up(self, tokens: Tensor, gradients: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Sketch of gradients over an embedding table. [n t], [n c t i] -> [n c dim]."""
-        n = tokens.shape[0]
-        sketches = []
-        for output in range(gradients.shape[1]):
-            buckets, signs = (part.to(tokens.device) for part in self.hashes(shape[:1], output))
-            columns, column_signs = (part.to(tokens.device) for part in self.hashes(shape[1:], output, first=1))
-            known = tokens.clamp(min=0)
-            places = (buckets[known][:, :, None] + columns) % self.dim
-            signed = gradients[:, output] * (signs[known] * (tokens >= 0))[:, :, None] * column_signs
-            empty = gradients.new_zeros(n, self.dim)
-            sketches.append(empty.scatter_add(1, places.flatten(1), signed.flatten(1)))
-        return torch.stack(sketches, dim=1)
-
-    def _spectrum(self, vectors: Tensor, hashes: tuple[Tensor, ...]) -> Tensor:
-        buckets, signs = (part.to(vectors.device) for part in hashes)
-        empty = vectors.new_zeros(*vectors.shape[:-1], self.dim)
-        spectrum: Tensor = torch.fft.rfft(empty.index_add(-1, buckets, vectors * signs))
-        return spectrum
+def _joined(parts: list[Sketch]) -> Sketch:
+    columns = [torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "ranks", "outputs")]
+    return Sketch(tuple(id_ for part in parts for id_ in part.ids), *columns)

@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from kinsight.errors import EmptyDataError
 from kinsight.samples import Batch, Samples
 
 
@@ -177,3 +178,20 @@ def _both_ways(
     yield row.places, column.places, block
     if row.start != column.start:
         yield column.places, row.places, mirror(block)
+
+
+def filled(n: int, m: int, pairs: Iterator[tuple[slice, slice, Tensor]]) -> Tensor:
+    """All blocks in their places, [n m ...]; a single one as it is.
+
+    Raises:
+        EmptyDataError: there is none.
+    """
+    whole: Tensor | None = None
+    for rows, columns, block in pairs:
+        if whole is None:
+            whole = block if block.shape[:2] == (n, m) else block.new_empty(n, m, *block.shape[2:])
+        if whole is not block:
+            whole[rows, columns] = block
+    if whole is None:
+        raise EmptyDataError(f"There are {n} x {m} samples: nothing to compare.")
+    return whole

@@ -24,11 +24,13 @@ PUBLIC_NAMES = [
     "GradientKernel",
     "Plan",
     "Samples",
+    "Sketch",
     "hard_count",
     "label_suspects",
     "neighbors",
     "plan",
     "power_count",
+    "sketch",
     "soft_count",
 ]
 ERRORS = [

@@ -21,10 +21,10 @@ from kinsight.gradients.built import Built
 from kinsight.gradients.convolved import Convolved, Geometry, unfold
 from kinsight.gradients.factored import Factored, Product
 from kinsight.gradients.looked_up import LookedUp
-from kinsight.gradients.products import Products, gram_block
+from kinsight.gradients.products import Products, add_gram_block, gram_block
 from kinsight.gradients.summed import Summed, add_uses
 
 __all__ = [
-    "Built", "Convolved", "Factored", "Geometry", "Gradients", "LookedUp", "Product", "Products", "Summed", "add_uses",
-    "gram_block", "unfold",
+    "Built", "Convolved", "Factored", "Geometry", "Gradients", "LookedUp", "Product", "Products", "Summed",
+    "add_gram_block", "add_uses", "gram_block", "unfold",
 ]  # fmt: skip

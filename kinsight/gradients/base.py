@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinsight.contractions import in_memory_order
-from kinsight.sketch import Projection
+from kinsight.projection import Projection
 
 MODERATE = (1e-15, 1e15)
 """Sizes of factors, and of their products, that float32 can square."""
@@ -105,8 +105,12 @@ class Gradients(ABC):
         """Inner products with k directions of the parameter's shape. [n c k]."""
 
     @abstractmethod
-    def sketch(self, projection: Projection) -> Float[Tensor, "n c dim"]:
-        """Random projection whose inner products estimate the Gram block without bias. [n c dim]."""
+    def sketch(self, projection: Projection) -> Float[Tensor, "n dim"]:
+        """Random projection, whose inner products estimate the Gram block's trace without bias. [n dim]."""
+
+    def sketch_and_squares(self, projection: Projection) -> tuple[Float[Tensor, "n dim"], Float[Tensor, " n"]]:
+        """The sketch, [n dim], and the sum of squares over all outputs, accumulated in float64, [n]."""
+        return self.sketch(projection), self.self_blocks().diagonal(dim1=1, dim2=2).sum(dim=1)
 
     @abstractmethod
     def bound(self) -> Float[Tensor, " n"]:

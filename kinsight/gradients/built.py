@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kinsight.contractions import mixed, norm_over, row_norms, self_product
 from kinsight.gradients.base import Gradients
-from kinsight.sketch import Projection
+from kinsight.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,6 @@ from torch import Tensor
 from kinsight.contractions import chunks, combined, mixed
 from kinsight.gradients.factored import Factored, Product, Sizes
 from kinsight.gradients.scratch import Scratch
-from kinsight.sketch import Projection
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,6 @@ class Convolved(Product):
         geometry = self.geometry
         convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.stride) - 1]
         return convolve(images, kernels, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-
-    def sketch(self, projection: Projection) -> Tensor:
-        s = self.sizes
-        step = 4 * s.t * s.g * (s.i + s.c * s.o)
-        return torch.cat([self.rows(r.start, r.stop).factored().sketch(projection) for r in chunks(self.n, step)])
 
     def bound(self) -> Tensor:
         s = self.sizes

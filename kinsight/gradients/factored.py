@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kinsight.contractions import chunks, combined, in_float64, mixed, norm_over
-from kinsight.costs import gram_costs, is_gram_built, is_norm_built
+from kinsight.costs import PASSING_BYTES, gram_costs, is_gram_built, is_norm_built, is_sketch_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.scratch import Scratch
-from kinsight.sketch import Projection
+from kinsight.projection import Projection, axes_of
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,42 @@ class Product(Gradients):
             return torch.cat([Built(part.multiplied(scratch, "rows")).self_blocks() for part in parts])
         step = self.tensors[0].element_size() * s.t * s.g * (s.i + s.c * s.o)
         return torch.cat([self.rows(r.start, r.stop).factored()._own_products() for r in chunks(self.n, step)])
+
+    def _built_in(self, scratch: Scratch) -> Built:
+        """The gradients, multiplied out where the last ones lay."""
+        if not self.gradient_first:
+            return Built(self.build())
+        return Built(self.multiplied(scratch, "rows").view(self.n, self.c, *self.shape))
+
+    def sketch(self, projection: Projection) -> Tensor:
+        return self._sketched(projection, has_squares=False)[0]
+
+    def sketch_and_squares(self, projection: Projection) -> tuple[Tensor, Tensor]:
+        sketch, squares = self._sketched(projection, has_squares=True)
+        return sketch, super().sketch_and_squares(projection)[1] if squares is None else squares
+
+    def _sketched(self, projection: Projection, *, has_squares: bool) -> tuple[Tensor, Tensor | None]:
+        """The sketch; and the squares, where gradients are built for it."""
+        s, scratch = self.sizes, Scratch()
+        n_axes = axes_of(self.shape, s.g * (s.o if self.gradient_first else s.i))
+        is_built = n_axes is None or is_sketch_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c, dim=projection.dim)
+        sketches, squares = [], []
+        size = s.c * s.g * s.i * s.o if is_built else s.t * s.g * (s.i + s.c * s.o)
+        for rows in chunks(self.n, self.tensors[0].element_size() * size, PASSING_BYTES):
+            part = self.rows(rows.start, rows.stop)
+            if is_built:
+                built = part._built_in(scratch)
+                sketches.append(projection.of_built(built.values))
+                if has_squares:
+                    squares.append(built.self_blocks().diagonal(dim1=1, dim2=2).sum(dim=1))
+            else:
+                layer = part.factored()
+                sketches.append(
+                    projection.of_factored(
+                        layer.inputs, layer.output_gradients, self.shape, gradient_first=self.gradient_first
+                    )
+                )
+        return torch.cat(sketches), torch.cat(squares) if squares else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +228,6 @@ class Factored(Product):
         moved = torch.bmm(self.inputs.permute(2, 0, 1, 3).reshape(g, n * t, i), matrices.reshape(g, i, k * o))
         moved = moved.reshape(g, n, t, k, o).permute(1, 2, 0, 4, 3).reshape(n, t * g * o, k)
         return torch.bmm(self.output_gradients.reshape(n, self.c, t * g * o), moved)
-
-    def sketch(self, projection: Projection) -> Tensor:
-        sketch = projection.of_factored(
-            self.inputs, self.output_gradients, self.shape, gradient_first=self.gradient_first
-        )
-        return projection.of_built(self.build()) if sketch is None else sketch
 
     def bound(self) -> Tensor:
         return (norm_over(self.inputs, -1) * norm_over(self.output_gradients, (1, 4))).sum(dim=(1, 2))

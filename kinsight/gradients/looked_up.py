@@ -12,7 +12,7 @@ from kinsight.contractions import chunks, in_float64, mixed, norm_over, same_tok
 from kinsight.costs import MOVE
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
-from kinsight.sketch import Projection
+from kinsight.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

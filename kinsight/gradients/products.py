@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,13 +12,13 @@ from torch import Tensor
 from kinsight.contractions import (
     Contraction,
     Form,
+    add_in_float64,
     are_one,
     chunks,
     crossed_gram,
     matrix_product,
     mirrored,
     position_gram,
-    row_products,
     total_of,
 )
 from kinsight.costs import PASSING_BYTES, is_gram_built
@@ -59,6 +60,32 @@ class Products:
     def multiply(self, x: Tensor, y: Tensor) -> Tensor:
         """The same, not remembered, to be written into at will."""
         return matrix_product(x, y, self.contraction, is_upper=self.is_upper)
+
+
+def add_gram_block(total: Tensor, x: Gradients, y: Gradients, form: Form, products: Products) -> Tensor:
+    """A float64 total plus the Gram block of one parameter; the total may be written into.
+
+    All pairs of outputs of a layer used at one position are the products of its output gradients, times those of its
+    inputs: added to the total as they are multiplied, a few samples at a time.
+    """
+    is_plain = form == "blocks" and x.dtype == y.dtype and not (x.is_differentiated or y.is_differentiated)
+    if not is_plain or total.device != x.tensors[0].device:
+        return add_in_float64(total, gram_block(x, y, form, products))
+    inputs: Tensor | None = None
+    if isinstance(x, Built) and isinstance(y, Built):
+        pairs = _all_pairs(x.flat, y.flat, products.of)
+    elif isinstance(x, Factored) and isinstance(y, Factored) and _fit(x, y) and x.sizes.t * y.sizes.t * x.sizes.g == 1:
+        inputs = products.multiply(x.inputs.flatten(1), y.inputs.flatten(1))[:, :, None, None]
+        pairs = _all_pairs(x.output_gradients.flatten(2), y.output_gradients.flatten(2), products.of)
+    else:
+        pairs = gram_block(x, y, form, products)
+    for rows in chunks(x.n, 4 * pairs[0].numel(), CACHED_BYTES):
+        total[rows] += pairs[rows] if inputs is None else pairs[rows] * inputs[rows]
+    return total
+
+
+CACHED_BYTES = 2**20
+"""Largest size of what is read again at once."""
 
 
 def gram_block(x: Gradients, y: Gradients, form: Form, products: Products | None = None) -> Tensor:
@@ -196,4 +223,10 @@ def _of_built(x: Tensor, y: Tensor, form: Form, products: Products) -> Tensor:
     x, y = (values.reshape(*values.shape[:2], math.prod(values.shape[2:])) for values in (x, y))
     if form == "diagonal":
         return torch.bmm(x.transpose(0, 1), y.permute(1, 2, 0)).permute(1, 2, 0)
-    return row_products(x, y)
+    return _all_pairs(x, y, products.multiply)
+
+
+def _all_pairs(x: Tensor, y: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Inner products of all outputs, [n c p], [m d p] -> [n m c d], which lie in memory as [n c m d]."""
+    pairs = product(x.flatten(0, 1), y.flatten(0, 1))
+    return pairs.view(x.shape[0], x.shape[1], y.shape[0], y.shape[1]).transpose(1, 2)

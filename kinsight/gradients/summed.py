@@ -14,7 +14,7 @@ from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.factored import Factored
 from kinsight.gradients.looked_up import LookedUp
-from kinsight.sketch import Projection
+from kinsight.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)
