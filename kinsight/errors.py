@@ -8,9 +8,19 @@
     │   ├── UnknownNameError (LookupError)   a name that is not among the known ones
     │   ├── SourceError                      a model or data string that cannot be resolved
     │   ├── TargetError                      targets missing, or of the wrong kind
-    │   └── OutputCountError                 too many outputs to differentiate each of them
+    │   ├── OutputCountError                 too many outputs to differentiate each of them
+    │   └── ChangedDataError                 data that is not what an index was built from
     ├── NonFiniteError (ArithmeticError)     nan or inf in outputs or gradients, named by sample
+    ├── StoreError (OSError)                 an index on disk cannot be used as asked
+    │   ├── NoIndexError (FileNotFoundError) there is no index
+    │   ├── IndexExistsError (FileExistsError)  there is one already, or something else
+    │   ├── DamagedIndexError                its bytes are not those that were committed
+    │   ├── IncompleteIndexError             it is half built
+    │   ├── IndexFormatError                 it is of a format that is not understood
+    │   ├── BusyIndexError                   another process writes it
+    │   └── IndexWriteError                  a full or read-only disk
     └── ModelError (RuntimeError)            the model itself stands in the way
+        ├── WrongModelError                  an index was built with other weights, or another output
         ├── ModelCallError                   the model raised while it was run on a batch
         ├── NoParametersError                nothing to differentiate with respect to
         ├── IndependentOutputError           the output depends on none of the parameters
@@ -62,12 +72,52 @@ class OutputCountError(InputError):
     """There are too many outputs to differentiate each of them."""
 
 
+class ChangedDataError(InputError):
+    """The data is not what an index was built from."""
+
+
 class NonFiniteError(KinsightError, ArithmeticError):
     """Outputs or gradients hold nan or inf."""
 
 
+class StoreError(KinsightError, OSError):
+    """An index on disk cannot be used as asked."""
+
+
+class NoIndexError(StoreError, FileNotFoundError):
+    """There is no index in a folder."""
+
+
+class IndexExistsError(StoreError, FileExistsError):
+    """There is an index already, or something that is none."""
+
+
+class DamagedIndexError(StoreError):
+    """The bytes of an index are not those that were committed."""
+
+
+class IncompleteIndexError(StoreError):
+    """An index is half built."""
+
+
+class IndexFormatError(StoreError):
+    """An index is of a format that is not understood."""
+
+
+class BusyIndexError(StoreError):
+    """Another process writes the index."""
+
+
+class IndexWriteError(StoreError):
+    """An index cannot be written: a full or read-only disk."""
+
+
 class ModelError(KinsightError, RuntimeError):
     """The model itself stands in the way."""
+
+
+class WrongModelError(ModelError):
+    """An index was built with other weights, or for another output."""
 
 
 class ModelCallError(ModelError):
