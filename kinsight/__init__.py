@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinsight.density import hard_count, power_count, soft_count
+    from kinsight.index import Index
     from kinsight.kernel import GradientKernel
     from kinsight.labels import label_suspects
     from kinsight.neighbors import neighbors
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "GradientKernel",
+    "Index",
     "Plan",
     "Samples",
     "Sketch",
@@ -32,6 +34,7 @@ __all__ = [
 _HOME = {
     "Batch": "samples",
     "GradientKernel": "kernel",
+    "Index": "index",
     "Plan": "plan",
     "Samples": "samples",
     "Sketch": "sketch",

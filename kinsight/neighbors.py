@@ -25,6 +25,7 @@ class Neighbors:
         positions: where the neighbors lie in the data, [q k]; -1 where there are fewer than k.
         similarities: [q k]; nan where there are fewer than k.
         normalization: which similarity.
+        error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
     query_ids: tuple[Id, ...]
@@ -32,6 +33,7 @@ class Neighbors:
     positions: Tensor
     similarities: Tensor
     normalization: Normalization
+    error: float | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)

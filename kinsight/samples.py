@@ -180,8 +180,14 @@ class Samples:
         (position,) = checked_positions([position], len(self))
         if self._preview is not None:
             return self._preview(position)
-        inputs = self.take([position]).inputs
-        return _image(inputs[0]) if isinstance(inputs, Tensor) else None
+        return self.previews(self.take([position]), [position])[0]
+
+    def previews(self, batch: Batch, positions: Sequence[int]) -> list[Image | str | None]:
+        """The same of samples that have been read: a batch of this data, and where its samples lie."""
+        if self._preview is not None:
+            return [self._preview(position) for position in positions]
+        inputs = batch.inputs
+        return [_image(row) for row in inputs] if isinstance(inputs, Tensor) else [None] * len(batch)
 
     def _named_batches(self, batch_size: int) -> Iterator[Batch]:
         start = 0

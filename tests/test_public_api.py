@@ -22,6 +22,7 @@ MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.name != "__mai
 PUBLIC_NAMES = [
     "Batch",
     "GradientKernel",
+    "Index",
     "Plan",
     "Samples",
     "Sketch",

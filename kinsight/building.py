@@ -1,0 +1,258 @@
+"""Building an index: sketches of all samples, shard by shard; what is committed is never computed again."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinsight.batches import has_samples, leaves
+from kinsight.engine import read_ahead
+from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, ZeroGradientWarning
+from kinsight.identity import check_identity, content_digests, identity_of
+from kinsight.kernel import GradientKernel, Normalization
+from kinsight.manifest import MANIFEST
+from kinsight.progress import Advance, progress_bar
+from kinsight.rows import MAX_PREVIEW_NUMBERS, as_table, ids_of, matrix_of
+from kinsight.samples import Batch, Samples
+from kinsight.sketch import dim_for, sketch
+from kinsight.store import Store
+
+ROWS = "rows"
+"""The table of samples."""
+
+SHARD_BYTES, SHARD_INPUT_BYTES = 2**25, 2**26
+"""Of a shard's sketches, and of its inputs in memory: smaller shards lose less to a crash, larger ones commit less
+often (a commit takes about 10 ms and the time that the disk needs for its bytes)."""
+
+MIN_SHARD, MAX_SHARD = 64, 2048
+
+N_MEASURED = 64
+"""Samples whose similarities are compared with those of their sketches."""
+
+ERROR = 0.05
+"""Root mean square error of a similarity that is asked for where nothing else is said."""
+
+
+@dataclass
+class Builder:
+    """Adds a data set to an index that is open for writing.
+
+    Args:
+        store: the index.
+        kernel: of the network it is built with.
+        samples: the data.
+        first_row: of the data in the index.
+        shard_size: samples of a shard.
+    """
+
+    store: Store
+    kernel: GradientKernel
+    samples: Samples
+    first_row: int
+    shard_size: int
+
+    def run(self, advance: Advance) -> None:
+        """Commit every shard that is not committed yet; of the others, check that their samples are still the same.
+
+        Raises:
+            ChangedDataError: they are not, or ids are taken.
+        """
+        with contextlib.closing(self._committed()) as committed:
+            n_done = self.store.n_rows(ROWS) - self.first_row
+            taken = self._taken_ids()
+            with read_ahead(self.samples.batches(self.shard_size)) as batches:
+                start = 0
+                for batch in batches:
+                    contents = content_digests(batch)
+                    if start < n_done:
+                        self._check(batch, contents, committed, start)
+                    else:
+                        self._refuse_taken(batch, taken)
+                        self.store.append(ROWS, self._rows(batch, contents, start), start=self.first_row + start)
+                    start += len(batch)
+                    advance(len(batch))
+        if start < n_done:
+            raise ChangedDataError(
+                f"{n_done} samples of this data are in the index, and it now has only {start}: it is not what the "
+                "index was built from. Pass the same data, or build a new index."
+            )
+
+    def _rows(self, batch: Batch, contents: list[bytes], start: int) -> Any:
+        about = self.store.about
+        found = sketch(self.kernel, batch, about["dim"], seed=about["seed"], normalization=about["normalization"])
+        previews: list[Any] = [None] * len(batch)
+        if about["has_previews"]:
+            shown = self.samples.previews(batch, range(start, start + len(batch)))
+            previews = [each if each is not None else _small(batch, row) for row, each in enumerate(shown)]
+        return as_table(found, self.first_row + start, contents, batch.targets, previews)
+
+    def _committed(self) -> Generator[tuple[Any, bytes]]:
+        """Id and content of the samples of this data that are committed, in order."""
+        number = 0
+        for part in self.store.scan(ROWS, ["id", "is_number", "content"]):
+            ids = ids_of(part["id"].to_pylist(), part["is_number"].to_pylist())
+            for id_, content in zip(ids, part["content"].to_pylist(), strict=True):
+                if number >= self.first_row:
+                    yield id_, content
+                number += 1
+
+    def _check(self, batch: Batch, contents: list[bytes], committed: Iterator[tuple[Any, bytes]], start: int) -> None:
+        for place, (id_, content) in enumerate(zip(batch.ids, contents, strict=True), start):
+            known = next(committed, None)
+            if known is None:
+                raise ChangedDataError(
+                    f"The index ends within a shard of {self.shard_size} samples, at sample {place}. It was built by "
+                    "something else: build it anew."
+                )
+            if known != (id_, content):
+                what = f"({id_!r}) has another input or target"
+                if id_ != known[0]:
+                    what = f"has the id {id_!r} instead of {known[0]!r}"
+                raise ChangedDataError(
+                    f"The data has changed since the index was built: the sample at position {place} {what}. Rows of "
+                    "different data in one index would be mixed up. Pass the same data in the same order, or build a "
+                    "new index with overwrite=True."
+                )
+
+    def _taken_ids(self) -> set[Any]:
+        if not self.first_row:
+            return set()
+        parts = self.store.scan(ROWS, ["id", "is_number"])
+        return {id_ for part in parts for id_ in ids_of(part["id"].to_pylist(), part["is_number"].to_pylist())}
+
+    def _refuse_taken(self, batch: Batch, taken: set[Any]) -> None:
+        for id_ in batch.ids if taken else ():
+            if id_ in taken:
+                raise ChangedDataError(
+                    f"The id {id_!r} is in the index already. An answer could not say which of the two samples is "
+                    "meant: pass ids= that are not taken."
+                )
+
+
+def build(
+    folder: Path,
+    kernel: GradientKernel,
+    samples: Samples,
+    *,
+    dim: int | None,
+    error: float,
+    seed: int,
+    normalization: Normalization,
+    has_previews: bool,
+    resume: bool,
+    overwrite: bool,
+    progress: bool,
+) -> None:
+    """An index of a data set; see `Index.build`."""
+    if resume and overwrite:
+        raise InputError("resume=True keeps what is there, overwrite=True replaces it: pass one of them.")
+    if resume and (folder / MANIFEST).exists():
+        with Store.open(folder, for_writing=True) as store:
+            check_identity(kernel, store.about["kernel"], f"Index {str(folder)!r}")
+            asked = {"dim": dim, "seed": seed, "normalization": normalization}
+            for name, value in asked.items():
+                if value is not None and value != store.about[name]:
+                    raise InputError(
+                        f"The index was begun with {name}={store.about[name]!r}, not {value!r}: sketches of both do "
+                        "not compare. Pass the same, or build the index anew with overwrite=True."
+                    )
+            _fill(store, kernel, samples, 0, progress=progress)
+        return
+    dim = dim_for(error) if dim is None else dim
+    if dim < 1:
+        raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
+    about = {
+        "kernel": identity_of(kernel), "normalization": normalization, "dim": dim, "seed": seed,
+        "has_previews": has_previews, "class_names": samples.class_names, "parts": [_part(samples, dim, first=0)],
+    }  # fmt: skip
+    with Store.create(folder, about, overwrite=overwrite) as store:
+        _fill(store, kernel, samples, 0, progress=progress)
+
+
+def append(folder: Path, kernel: GradientKernel, samples: Samples, *, progress: bool) -> None:
+    """Add a data set to an index, or go on with adding it; see `Index.append`."""
+    with Store.open(folder, for_writing=True) as store:
+        check_identity(kernel, store.about["kernel"], f"Index {str(folder)!r}")
+        parts = store.about["parts"]
+        if not parts[-1]["is_complete"] and len(parts) == 1:
+            raise IncompleteIndexError(
+                f"Index {str(folder)!r} is half built: finish it first, with resume=True and the data it was begun "
+                "with."
+            )
+        if parts[-1]["is_complete"]:
+            store.update(parts=[*parts, _part(samples, store.about["dim"], first=store.n_rows(ROWS))])
+        _fill(store, kernel, samples, len(store.about["parts"]) - 1, progress=progress)
+
+
+def _part(samples: Samples, dim: int, first: int) -> dict[str, Any]:
+    """What the manifest says of one data set."""
+    one = next(iter(samples.batches(1)))
+    n_bytes = sum(leaf.nbytes for _, leaf in leaves(one.inputs) if has_samples(leaf))
+    size = min(SHARD_BYTES // (2 * dim), SHARD_INPUT_BYTES // max(1, n_bytes))
+    targets = one.targets
+    return {
+        "first": first, "n": len(samples), "shard_size": max(MIN_SHARD, min(MAX_SHARD, size)), "is_complete": False,
+        "target_shape": None if targets is None else list(targets.shape[1:]),
+        "target_type": None if targets is None else str(targets.dtype).removeprefix("torch."),
+    }  # fmt: skip
+
+
+def _fill(store: Store, kernel: GradientKernel, samples: Samples, number: int, *, progress: bool) -> None:
+    """Commit what is missing of one part, measure the error of its sketches, and mark it as complete."""
+    part = store.about["parts"][number]
+    if len(samples) != part["n"]:
+        raise ChangedDataError(
+            f"The index was begun with {part['n']} samples, and this data has {len(samples)}: it is not the same. Pass "
+            "the same data in the same order, or build a new index."
+        )
+    with progress_bar("index", len(samples), is_shown=progress) as advance:
+        Builder(store, kernel, samples, part["first"], part["shard_size"]).run(advance)
+    measured = {**measured_error(store, kernel, samples, part["first"]), "part": number}
+    parts = [*store.about["parts"][:number], {**part, "is_complete": True, "error": measured}]
+    store.update(parts=parts)
+
+
+def measured_error(store: Store, kernel: GradientKernel, samples: Samples, first_row: int) -> dict[str, Any]:
+    """How far similarities from sketches are off, on all pairs of some random samples.
+
+    Returns:
+        Root mean square error of inner products (`inner`) and of cosines (`cosine`) of sketches, both with their
+        standard error over samples, and how many samples were compared.
+    """
+    generator = torch.Generator().manual_seed(store.about["seed"])
+    places = torch.randperm(len(samples), generator=generator)[:N_MEASURED].sort().values.tolist()
+    truth = _similarity(kernel, samples.take(places), store.about["normalization"])
+    rows = [first_row + place for place in places]
+    values = matrix_of(store.take(ROWS, rows, ["sketch"])["sketch"]).double()
+    units = values / values.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    pairs = ~torch.eye(len(places), dtype=torch.bool) & ~truth.isnan()
+    found: dict[str, Any] = {"n_samples": len(places)}
+    for name, each in (("inner", values), ("cosine", units)):
+        squares = torch.where(pairs, (each @ each.T - truth).square(), 0.0)
+        n_pairs = max(1, int(pairs.sum()))
+        mean = float(squares.sum()) / n_pairs
+        of_samples = squares.sum(dim=1) / pairs.sum(dim=1).clamp(min=1)
+        spread = float(of_samples.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.0
+        found[name] = math.sqrt(mean)
+        found[f"{name}_standard_error"] = spread / (2 * math.sqrt(mean)) if mean else 0.0
+    return found
+
+
+def _similarity(kernel: GradientKernel, batch: Batch, normalization: Normalization) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)  # their rows are left out
+        return (kernel.similarity(batch) if normalization == "whitened" else kernel.flat_similarity(batch)).cpu()
+
+
+def _small(batch: Batch, row: int) -> Tensor | None:
+    """A sample's input where it is a few numbers."""
+    inputs = batch.inputs
+    return inputs[row] if isinstance(inputs, Tensor) and inputs[row].numel() <= MAX_PREVIEW_NUMBERS else None

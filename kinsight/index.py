@@ -1,0 +1,310 @@
+"""The index: a directory that answers for every sample of a data set, without touching the gradients again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinsight import building
+from kinsight.building import ERROR, ROWS
+from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError, UnknownNameError
+from kinsight.identity import check_identity, content_digests
+from kinsight.kernel import GradientKernel, Normalization
+from kinsight.neighbors import Neighbors
+from kinsight.rows import ids_of, matrix_of
+from kinsight.samples import Batch, Id, Samples
+from kinsight.search import Queries, exactly, nearest, units_of
+from kinsight.sketch import sketch
+from kinsight.store import Damage, Store
+
+N_CANDIDATES = 100
+"""Best sketches whose similarities are computed, at least; and ten times as many as neighbors are asked for."""
+
+
+class Index:
+    """An index on disk, opened to be read: for every sample its sketch, norm, outputs, target and preview.
+
+    Open one with `Index.open`, make one with `Index.build`.
+
+    Args:
+        folder: where it is.
+        partial: whether a half-built index is read as far as it is built.
+
+    Raises:
+        NoIndexError, IndexFormatError, DamagedIndexError: there is none that can be read.
+        IncompleteIndexError: it is half built.
+    """
+
+    def __init__(self, folder: str | Path, *, partial: bool = False) -> None:
+        self.folder = Path(folder)
+        self.store = Store.open(self.folder)
+        self.about = self.store.about
+        n_expected = sum(part["n"] for part in self.about["parts"])
+        if not partial and not all(part["is_complete"] for part in self.about["parts"]):
+            raise IncompleteIndexError(
+                f"Index {str(self.folder)!r} has {len(self):,} of {n_expected:,} samples: it is being built, or was "
+                "interrupted. Go on with resume=True, or open what there is with partial=True."
+            )
+        self._ids: tuple[Id, ...] | None = None
+        self._units: Tensor | None = None
+
+    # ------------------------------------------------------------------------------------------------ building
+
+    @classmethod
+    def build(
+        cls,
+        folder: str | Path,
+        kernel: GradientKernel,
+        data: Any,
+        *,
+        dim: int | None = None,
+        error: float = ERROR,
+        seed: int = 0,
+        normalization: Normalization = "whitened",
+        previews: bool = True,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool = False,
+    ) -> Index:
+        """An index of a data set, built shard by shard: what is committed outlasts a crash, and is not done again.
+
+        Args:
+            folder: where; made where it does not exist.
+            kernel: the gradient kernel of the network.
+            data: whatever `Samples` takes.
+            dim: numbers in a sketch; by `error` where left out.
+            error: root mean square error of a similarity from sketches that is asked for; what it then is, is measured
+                on random samples, and stored.
+            seed: of the projection.
+            normalization: 'whitened' or 'flat' similarity.
+            previews: whether a thumbnail, a text or a few numbers are kept of each sample.
+            resume: go on where an earlier build stopped, with the same data: what is committed is compared with it.
+            overwrite: replace an index that is there.
+            progress: whether to show a progress bar.
+
+        Raises:
+            IndexExistsError: there is something in the folder.
+            WrongModelError, ChangedDataError: an index to be resumed was built with other weights, or other data.
+            IndexWriteError, BusyIndexError: it cannot be written.
+            NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
+
+        Example:
+            >>> import tempfile
+            >>> model, x = torch.nn.Linear(3, 1), torch.randn(100, 3)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     index = Index.build(folder, GradientKernel(model), x, dim=256)
+            ...     len(index), index.neighbors(x[:2], k=3, kernel=GradientKernel(model), data=x).positions.shape
+            (100, torch.Size([2, 3]))
+        """
+        samples = Samples.wrap(data)
+        building.build(
+            Path(folder), kernel, samples, dim=dim, error=error, seed=seed, normalization=normalization,
+            has_previews=previews, resume=resume, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+        return cls(folder)
+
+    def append(self, kernel: GradientKernel, data: Any, *, progress: bool = False) -> Index:
+        """The index with another data set added to it; after an interruption, the same call goes on.
+
+        Args:
+            kernel: the kernel it was built with.
+            data: whatever `Samples` takes, with ids that are not in the index.
+            progress: whether to show a progress bar.
+        """
+        building.append(self.folder, kernel, Samples.wrap(data), progress=progress)
+        return Index(self.folder)
+
+    # ---------------------------------------------------------------------------------------------- what it holds
+
+    def __len__(self) -> int:
+        return self.store.n_rows(ROWS)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a sketch."""
+        return int(self.about["dim"])
+
+    @property
+    def normalization(self) -> Normalization:
+        """Which similarity its sketches estimate."""
+        found: Normalization = self.about["normalization"]
+        return found
+
+    @property
+    def error(self) -> float:
+        """Root mean square error of the similarities of sketches, as measured; the largest of its parts."""
+        known = [part["error"]["cosine"] for part in self.about["parts"] if part["is_complete"]]
+        return float(max(known)) if known else 2 / self.dim**0.5
+
+    @property
+    def ids(self) -> tuple[Id, ...]:
+        """One id a sample, in the order of rows."""
+        if self._ids is None:
+            parts = self.store.scan(ROWS, ["id", "is_number"])
+            columns = ((part["id"].to_pylist(), part["is_number"].to_pylist()) for part in parts)
+            self._ids = tuple(id_ for texts, are_numbers in columns for id_ in ids_of(texts, are_numbers))
+        return self._ids
+
+    @property
+    def norms(self) -> Tensor:
+        """|g(x)| of every sample, over all outputs. [n]."""
+        return self._column("norm")
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets, [n] or [n d].
+
+        Raises:
+            TargetError: the data had none, or parts had different ones.
+        """
+        kinds = {(str(part["target_shape"]), part["target_type"]) for part in self.about["parts"]}
+        if len(kinds) > 1 or self.about["parts"][0]["target_type"] is None:
+            raise TargetError(
+                "The index has no targets, or targets of different kinds: build it from data with targets."
+            )
+        shape, dtype = self.about["parts"][0]["target_shape"], getattr(torch, self.about["parts"][0]["target_type"])
+        parts = [matrix_of(part["target"]) for part in self.store.scan(ROWS, ["target"])]
+        return torch.cat(parts).reshape(-1, *shape).to(dtype)
+
+    @property
+    def outputs(self) -> Tensor:
+        """The output function's values. [n c]."""
+        return torch.cat([matrix_of(part["outputs"]) for part in self.store.scan(ROWS, ["outputs"])])
+
+    def sketches(self, batch_size: int = 8192) -> Iterator[tuple[int, Tensor]]:
+        """(first row, sketches [n dim], float32) of all samples, batch by batch."""
+        first = 0
+        for part in self.store.scan(ROWS, ["sketch"], batch_size):
+            values = matrix_of(part["sketch"]).float()
+            yield first, values
+            first += len(values)
+
+    def _column(self, name: str) -> Tensor:
+        return torch.cat([torch.tensor(part[name].to_numpy()) for part in self.store.scan(ROWS, [name])])
+
+    def rows_of(self, ids: Sequence[Id]) -> list[int]:
+        """Rows of the samples with these ids.
+
+        Raises:
+            UnknownNameError: there is no such sample.
+        """
+        place = {id_: row for row, id_ in enumerate(self.ids)}
+        missing = [id_ for id_ in ids if id_ not in place]
+        if missing:
+            raise UnknownNameError(
+                f"There is no sample {missing[0]!r} in the index: ids go from {self.ids[0]!r} to {self.ids[-1]!r}."
+            )
+        return [place[id_] for id_ in ids]
+
+    def neighbors(
+        self,
+        queries: Any = None,
+        *,
+        ids: Sequence[Id] | None = None,
+        k: int = 10,
+        kernel: GradientKernel | None = None,
+        data: Any = None,
+        n_candidates: int | None = None,
+    ) -> Neighbors:
+        """The samples of the index that the network finds most similar to each query.
+
+        With `kernel` and `data`, the true similarities of the best candidates are computed: they are exact, and only a
+        neighbor whose sketch is not among the candidates' can be missed. Without, they are the cosines of sketches,
+        and `error` of the result says how far they are off.
+
+        Args:
+            queries: whatever `Samples` takes, strangers to the index.
+            ids: ids of samples of the index, in place of queries; none of them is its own neighbor.
+            k: neighbors of each.
+            kernel: the kernel the index was built with; queries that are inputs need it.
+            data: the data the index was built from, to compute true similarities.
+            n_candidates: samples whose true similarity is computed, for each query; at least 100 and 10 k where left
+                out.
+
+        Returns:
+            `Neighbors`, [q k]; positions are rows of the index.
+
+        Raises:
+            WrongModelError: the kernel is another.
+            ChangedDataError: candidates are not what the index was built from.
+            UnknownNameError: there is no sample with such an id.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}: ask for at least 1 neighbor.")
+        if (queries is None) == (ids is None):
+            raise InputError("Pass queries, inputs whose neighbors are asked for, or ids of samples of the index.")
+        if kernel is not None:
+            self.check(kernel)
+        asked = self._of_rows(ids) if ids is not None else self._of_inputs(queries, kernel)
+        if data is None or kernel is None:
+            values, rows = nearest(self.sketches(), asked.units, k, asked.rows)
+            return self._found(asked, values, rows, error=self.error)
+        n_candidates = max(10 * k, N_CANDIDATES) if n_candidates is None else n_candidates
+        if n_candidates < k:
+            raise InputError(f"n_candidates is {n_candidates}, fewer than the {k} neighbors asked for.")
+        _, rows = nearest(self.sketches(), asked.units, n_candidates, asked.rows)
+        take = functools.partial(self.take, Samples.wrap(data))
+        values, rows = exactly(kernel, self.normalization, asked, rows, k, take)
+        return self._found(asked, values, rows, error=None)
+
+    def take(self, data: Any, rows: Sequence[int]) -> Batch:
+        """The samples of these rows, from the data the index was built from, and compared with what it was then.
+
+        Raises:
+            ChangedDataError: the data is another.
+        """
+        samples = Samples.wrap(data)
+        if len(samples) != len(self):
+            raise ChangedDataError(
+                f"The index has {len(self)} samples and this data {len(samples)}: it is not what the index was built "
+                "from. Pass the same data, or leave it out for estimates from sketches."
+            )
+        batch = samples.take(rows)
+        known = self.store.take(ROWS, rows, ["content"])["content"].to_pylist()
+        for id_, row, stored, found in zip(batch.ids, rows, known, content_digests(batch), strict=True):
+            if stored != found:
+                raise ChangedDataError(
+                    f"The data has changed since the index was built: the sample at position {row} ({id_!r}) has "
+                    "another input or target. Its true similarity would be that of something else. Build the index "
+                    "anew."
+                )
+        return batch
+
+    def _of_rows(self, ids: Sequence[Id]) -> Queries:
+        rows = self.rows_of(ids)
+        values = matrix_of(self.store.take(ROWS, rows, ["sketch"])["sketch"]).float()
+        return Queries(tuple(ids), units_of(values), torch.tensor(rows), None)
+
+    def _of_inputs(self, queries: Any, kernel: GradientKernel | None) -> Queries:
+        if kernel is None:
+            raise InputError(
+                "Queries that are inputs need kernel=, to sketch them. Or pass ids= of samples of the index."
+            )
+        samples = Samples.wrap(queries)
+        batch = samples.take(range(len(samples)))
+        found = sketch(kernel, batch, self.dim, seed=self.about["seed"], normalization=self.normalization)
+        return Queries(batch.ids, units_of(found.values), torch.full((len(batch),), -1), batch)
+
+    def _found(self, asked: Queries, values: Tensor, rows: Tensor, *, error: float | None) -> Neighbors:
+        values = values.double().masked_fill(values == -torch.inf, torch.nan).clamp(-1, 1)
+        is_undefined = asked.units.norm(dim=1) == 0
+        values[is_undefined], rows[is_undefined] = torch.nan, -1
+        ids = tuple(tuple(self.ids[row] for row in line if row >= 0) for line in rows.tolist())
+        return Neighbors(asked.ids, ids, rows, values, self.normalization, error)
+
+    def check(self, kernel: GradientKernel) -> None:
+        """Raise unless a kernel is the one the index was built with.
+
+        Raises:
+            WrongModelError: it is another.
+        """
+        check_identity(kernel, self.about["kernel"], f"Index {str(self.folder)!r}")
+
+    def verify(self) -> list[Damage]:
+        """What is damaged: every file that is not, byte for byte, what was committed. Empty where all is well."""
+        return [damage for _, damage in self.store.verify() if damage is not None]
