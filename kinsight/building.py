@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from kinsight.kernel import GradientKernel, Normalization
 from kinsight.manifest import MANIFEST
 from kinsight.progress import Advance, progress_bar
 from kinsight.rows import MAX_PREVIEW_NUMBERS, as_table, ids_of, matrix_of
-from kinsight.samples import Batch, Samples
+from kinsight.samples import Batch, Id, Samples
 from kinsight.sketch import dim_for, sketch
 from kinsight.store import Store
 
@@ -63,11 +63,10 @@ class Builder:
         """Commit every shard that is not committed yet; of the others, check that their samples are still the same.
 
         Raises:
-            ChangedDataError: they are not, or ids are taken.
+            ChangedDataError: they are not.
         """
         with contextlib.closing(self._committed()) as committed:
             n_done = self.store.n_rows(ROWS) - self.first_row
-            taken = self._taken_ids()
             with read_ahead(self.samples.batches(self.shard_size)) as batches:
                 start = 0
                 for batch in batches:
@@ -75,7 +74,6 @@ class Builder:
                     if start < n_done:
                         self._check(batch, contents, committed, start)
                     else:
-                        self._refuse_taken(batch, taken)
                         self.store.append(ROWS, self._rows(batch, contents, start), start=self.first_row + start)
                     start += len(batch)
                     advance(len(batch))
@@ -120,20 +118,6 @@ class Builder:
                     f"The data has changed since the index was built: the sample at position {place} {what}. Rows of "
                     "different data in one index would be mixed up. Pass the same data in the same order, or build a "
                     "new index with overwrite=True."
-                )
-
-    def _taken_ids(self) -> set[Any]:
-        if not self.first_row:
-            return set()
-        parts = self.store.scan(ROWS, ["id", "is_number"])
-        return {id_ for part in parts for id_ in ids_of(part["id"].to_pylist(), part["is_number"].to_pylist())}
-
-    def _refuse_taken(self, batch: Batch, taken: set[Any]) -> None:
-        for id_ in batch.ids if taken else ():
-            if id_ in taken:
-                raise ChangedDataError(
-                    f"The id {id_!r} is in the index already. An answer could not say which of the two samples is "
-                    "meant: pass ids= that are not taken."
                 )
 
 
@@ -188,8 +172,29 @@ def append(folder: Path, kernel: GradientKernel, samples: Samples, *, progress: 
                 "with."
             )
         if parts[-1]["is_complete"]:
+            refuse_taken(samples.ids, taken_ids(store))
             store.update(parts=[*parts, _part(samples, store.about["dim"], first=store.n_rows(ROWS))])
         _fill(store, kernel, samples, len(store.about["parts"]) - 1, progress=progress)
+
+
+def taken_ids(store: Store) -> set[Id]:
+    """The ids of all samples that are committed."""
+    parts = store.scan(ROWS, ["id", "is_number"])
+    return {id_ for part in parts for id_ in ids_of(part["id"].to_pylist(), part["is_number"].to_pylist())}
+
+
+def refuse_taken(ids: Iterable[Id], taken: set[Id]) -> None:
+    """Raise where an id is one of those taken.
+
+    Raises:
+        ChangedDataError: it is.
+    """
+    for id_ in ids:
+        if id_ in taken:
+            raise ChangedDataError(
+                f"The id {id_!r} is in the index already. An answer could not say which of the two samples is meant: "
+                "pass ids= that are not taken."
+            )
 
 
 def _part(samples: Samples, dim: int, first: int) -> dict[str, Any]:

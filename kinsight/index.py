@@ -124,6 +124,20 @@ class Index:
     def __len__(self) -> int:
         return self.store.n_rows(ROWS)
 
+    def info(self) -> dict[str, Any]:
+        """What it was built from, how much of it is there, and how far its similarities are off."""
+        about, parts = self.about, self.about["parts"]
+        known = [part["error"] for part in parts if part["is_complete"]]
+        worst = max(known, key=lambda error: float(error["cosine"])) if known else {}
+        return {
+            "folder": str(self.folder), "samples": len(self), "expected": sum(part["n"] for part in parts),
+            "is_complete": all(part["is_complete"] for part in parts), "parts": len(parts),
+            **{name: about["kernel"][name] for name in ("model", "output", "n_parameters", "weights")},
+            "normalization": about["normalization"], "dim": about["dim"], "seed": about["seed"],
+            "error": worst.get("cosine"), "error_of_sums": worst.get("inner"), "has_previews": about["has_previews"],
+            "bytes": sum(size for size, _ in self.store.files.values()), "files": len(self.store.files),
+        }  # fmt: skip
+
     @property
     def dim(self) -> int:
         """Numbers in a sketch."""

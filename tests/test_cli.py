@@ -232,7 +232,7 @@ def test_errors_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("neighbors", "a:b"), "error: Missing argument 'data'. (kinsight neighbors --help shows what it takes)"),
+        (("density", "a:b"), "error: Missing argument 'data'. (kinsight density --help shows what it takes)"),
         (("neighbors", "a:b", "digits", "-k", "0"), "error: Invalid value for '-k' / '--n-neighbors': "),
         (("labels", "a:b", "digits", "--normalization", "x"), "error: Invalid value for '--normalization'"),
         (("labels", "a:b", "digits", "--fast", "--debug"), "error: No such option: --fast"),
@@ -275,7 +275,7 @@ def test_without_arguments_there_is_help(capsys: pytest.CaptureFixture[str]) -> 
     assert all(verb in out for verb in ("plan", "neighbors", "density", "labels", "report"))
 
 
-@pytest.mark.parametrize("verb", ["neighbors", "density", "labels", "report"])
+@pytest.mark.parametrize("verb", ["index", "neighbors", "density", "labels", "report"])
 def test_every_verb_takes_the_shared_options(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, verb, "--help")
     assert status == 0
@@ -299,6 +299,7 @@ def test_defaults_are_those_of_the_library(capsys: pytest.CaptureFixture[str]) -
         (cli.print_density, kinsight.power_count, {}),
         (cli.print_labels, kinsight.label_suspects, {"top": "n_suspects"}),
         (cli.make_report, write_report, {}),
+        (cli.make_index, kinsight.Index.build, {}),
     ]
     for verb, function, renamed in of_library:
         known = defaults(function)

@@ -294,7 +294,7 @@ def test_append(index: Index, kernel: GradientKernel, tmp_path: Path) -> None:
         assert columns(longer)[name] == columns(whole)[name]
     with pytest.raises(ChangedDataError, match="The id 'new 0' is in the index already"):
         longer.append(kernel, more)
-    assert len(Index(index.folder, partial=True)) == 400
+    assert len(Index(index.folder)) == 400
 
 
 def test_an_index_of_parts_ranks_by_all_of_them(index: Index, kernel: GradientKernel) -> None:

@@ -17,12 +17,15 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.density import print_density
+from kinsight.cli.index import make_index
+from kinsight.cli.info import print_info
 from kinsight.cli.labels import print_labels
 from kinsight.cli.neighbors import print_neighbors
 from kinsight.cli.options import with_options
 from kinsight.cli.plan import print_plan
 from kinsight.cli.printing import show_error, show_warning
 from kinsight.cli.report import make_report
+from kinsight.cli.verify import print_damage
 from kinsight.errors import KinsightWarning
 
 app = typer.Typer(
@@ -33,10 +36,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("plan")(with_options(print_plan))
+app.command("index")(with_options(make_index))
 app.command("neighbors")(with_options(print_neighbors))
 app.command("density")(with_options(print_density))
 app.command("labels")(with_options(print_labels))
 app.command("report")(with_options(make_report))
+app.command("info")(print_info)
+app.command("verify")(print_damage)
 
 
 @app.callback(invoke_without_command=True)

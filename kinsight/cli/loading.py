@@ -14,6 +14,7 @@ from kinsight.errors import InputError, UnknownNameError
 if TYPE_CHECKING:
     from torch import nn
 
+    from kinsight.index import Index
     from kinsight.kernel import GradientKernel
     from kinsight.samples import Samples
 
@@ -59,7 +60,7 @@ def _default_dtype(dtype: Precision | None) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def positions_of(samples: Samples, ids: Iterable[str]) -> list[int]:
+def positions_of(samples: Samples | Index, ids: Iterable[str]) -> list[int]:
     """Where the samples with these ids, as texts, lie."""
     place = {str(name): position for position, name in enumerate(samples.ids)}
     missing = [name for name in ids if name not in place]

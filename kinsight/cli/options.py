@@ -46,13 +46,13 @@ def n_bytes(text: str) -> int:
     raise typer.BadParameter(f"{text!r} is no number of bytes, such as 512MB, 2GiB or 1000000.")
 
 
-Model = Annotated[str, typer.Argument(help="pkg.module:factory, or hf:PATH-or-ORG/NAME (local cache only).")]
-Data = Annotated[
-    str,
-    typer.Argument(
-        help="imagefolder:, csv:, npz: or hf: and a path; pkg.module:factory; mnist5k, fashion-mnist, digits."
-    ),
-]
+_MODEL = "pkg.module:factory, or hf:PATH-or-ORG/NAME (local cache only)."
+_DATA = "imagefolder:, csv:, npz: or hf: and a path; pkg.module:factory; mnist5k, fashion-mnist, digits."
+
+Model = Annotated[str, typer.Argument(help=_MODEL)]
+Data = Annotated[str, typer.Argument(help=_DATA)]
+OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)]
+OptionalData = Annotated[str | None, typer.Argument(metavar="DATA", help=_DATA)]
 Queries = Annotated[str | None, typer.Option(help="Data whose neighbors are asked for; DATA if left out.")]
 Normalization = Annotated[
     Similarity,
@@ -61,6 +61,9 @@ Normalization = Annotated[
         "gradients of all outputs, cheaper for many. The same for a single output."
     ),
 ]
+
+Folder = Annotated[Path, typer.Argument(help="Folder of an index.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 _shared = partial(typer.Option, rich_help_panel="Options of every verb")
 

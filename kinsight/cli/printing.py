@@ -32,6 +32,14 @@ def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool, **facts: Any
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:
+    """Facts about one thing: a JSON object, or one a line."""
+    if as_json:
+        print(json.dumps(_plain(dict(facts)), allow_nan=False))
+        return
+    print_rows(({"what": name, "is": value} for name, value in facts.items()), as_json=False)
+
+
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table for reading; of many rows the first and the last."""
     from rich.console import Console

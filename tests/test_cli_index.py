@@ -1,0 +1,137 @@
+"""The command line builds an index, asks it, and checks it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kinsight
+from kinsight import cli
+from kinsight.sources import load_model
+
+MODULE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+"""
+QUIET = ("--quiet", "--device", "cpu")
+BUILD = ("index", "shop:build", "npz:data.npz", "--out", "ours", *QUIET)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, data, and an index of them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "shop", raising=False)
+    (tmp_path / "shop.py").write_text(MODULE)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+    np.savez(tmp_path / "queries.npz", x=x[:2] + 0.1)
+    np.savez(tmp_path / "more.npz", x=x + 1, ids=np.array([f"new {row}" for row in range(60)]))
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    return int(exit_info.value.code or 0), printed.out, printed.err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    status, out, err = run(capsys, *arguments, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def test_build_info_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = answer(capsys, *BUILD, "--dim", "128", "--seed", "3")
+    assert (built["samples"], built["dim"], built["seed"], built["is_complete"]) == (60, 128, 3, True)
+    assert answer(capsys, "info", "ours") == built
+    index = kinsight.Index(folder / "ours")
+    assert {**index.info(), "folder": "ours"} == built
+    assert answer(capsys, "verify", "ours", "--quiet") == {"n_files": built["files"], "leftovers": [], "rows": []}
+    status, out, _ = run(capsys, "info", "ours")
+    assert status == 0
+    assert "samples\t60" in out.splitlines()
+
+
+def test_the_index_answers_as_without_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    asked = ("neighbors", "shop:build", "npz:data.npz", "--queries", "npz:queries.npz", "-k", "3", *QUIET)
+    truth, found = answer(capsys, *asked), answer(capsys, *asked, "--index", "ours")
+    assert [row["neighbor"] for row in found["rows"]] == [row["neighbor"] for row in truth["rows"]]
+    assert [row["similarity"] for row in found["rows"]] == pytest.approx([row["similarity"] for row in truth["rows"]])
+    assert found["error"] is None
+    assert answer(capsys, *asked, "--index", "ours", "--ids", "1")["rows"][0]["query"] == 1
+
+
+def test_the_index_answers_without_a_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    found = answer(capsys, "neighbors", "--index", "ours", "--ids", "7", "--ids", "20", "-k", "2", "--quiet")
+    assert {row["query"] for row in found["rows"]} == {7, 20}
+    kernel = kinsight.GradientKernel(load_model("shop:build", device="cpu"))
+    data = kinsight.Samples(np.load("data.npz")["x"])
+    truth = kinsight.neighbors(kernel, data.take([7, 20]), data, 2)
+    values = [row["similarity"] for row in found["rows"]]
+    assert values == pytest.approx(truth.similarities.flatten().tolist(), abs=6 * found["error"] + 1e-3)
+
+
+def test_append_resume_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = answer(capsys, *BUILD)
+    more = ("index", "shop:build", "npz:more.npz", "--out", "ours", *QUIET)
+    assert answer(capsys, *more, "--append")["samples"] == 120
+    status, _, err = run(capsys, *more, "--append")
+    assert status == 2
+    assert "The id 'new 0' is in the index already" in err
+    status, _, err = run(capsys, *BUILD)
+    assert status == 2
+    assert "There is an index in 'ours'" in err
+    again = answer(capsys, *BUILD, "--overwrite", "--dim", "1600")
+    assert {**again, "bytes": 0} == {**built, "bytes": 0}
+    assert answer(capsys, *BUILD, "--resume") == again
+    status, _, err = run(capsys, *BUILD, "--append", "--resume")
+    assert status == 2
+    assert "neither --resume nor --overwrite" in err
+
+
+def test_damage_is_named_with_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    (file,) = (folder / "ours" / "rows.lance" / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    status, out, _ = run(capsys, "verify", "ours", "--json", "--quiet")
+    assert status == 1
+    assert json.loads(out)["rows"] == [
+        {"file": f"rows.lance/data/{file.name}", "damage": "has other bytes than those committed"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("info", "nowhere"), "There is no index in 'nowhere'"),
+        (("verify", "nowhere"), "There is no index in 'nowhere'"),
+        (("neighbors", "--index", "nowhere", "--ids", "1"), "There is no index in 'nowhere'"),
+        (("neighbors", "--index", "ours"), "Whose neighbors?"),
+        (("neighbors", "--index", "ours", "--ids", "99"), "There is no sample '99'"),
+        (("neighbors", "--index", "ours", "--queries", "npz:queries.npz"), "MODEL is needed"),
+        (("neighbors", "--ids", "1"), "MODEL and DATA are needed"),
+        (("index", "shop:build", "npz:data.npz", "--out", "shop.py"), "holds something that is no index"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(capsys, *BUILD)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
