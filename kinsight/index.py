@@ -15,6 +15,7 @@ from kinsight.building import ERROR, ROWS
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError, UnknownNameError
 from kinsight.identity import check_identity, content_digests
 from kinsight.kernel import GradientKernel, Normalization
+from kinsight.knn import TABLE, NeighborTable, fill_neighbors, sketches_of
 from kinsight.neighbors import Neighbors
 from kinsight.rows import ids_of, matrix_of
 from kinsight.samples import Batch, Id, Samples
@@ -190,13 +191,9 @@ class Index:
         """The output function's values. [n c]."""
         return torch.cat([matrix_of(part["outputs"]) for part in self.store.scan(ROWS, ["outputs"])])
 
-    def sketches(self, batch_size: int = 8192) -> Iterator[tuple[int, Tensor]]:
+    def sketches(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, sketches [n dim], float32) of all samples, batch by batch."""
-        first = 0
-        for part in self.store.scan(ROWS, ["sketch"], batch_size):
-            values = matrix_of(part["sketch"]).float()
-            yield first, values
-            first += len(values)
+        return sketches_of(self.store)
 
     def _column(self, name: str) -> Tensor:
         return torch.cat([torch.tensor(part[name].to_numpy()) for part in self.store.scan(ROWS, [name])])
@@ -265,6 +262,39 @@ class Index:
         take = functools.partial(self.take, Samples.wrap(data))
         values, rows = exactly(kernel, self.normalization, asked, rows, k, take)
         return self._found(asked, values, rows, error=None)
+
+    def build_neighbors(self, k: int = 10, *, max_bytes: int = 2**30, progress: bool = False) -> NeighborTable:
+        """The k nearest neighbors of every sample, by the cosines of sketches, kept as a table in the index.
+
+        Block by block, in bounded memory; after an interruption the same call goes on.
+
+        Args:
+            k: neighbors of each.
+            max_bytes: of the sketches that are held at once.
+            progress: whether to show a progress bar.
+
+        Raises:
+            IndexWriteError, BusyIndexError: the index cannot be written.
+        """
+        with Store.open(self.folder, for_writing=True) as store:
+            fill_neighbors(store, k, max_bytes=max_bytes, progress=progress)
+        return Index(self.folder).neighbor_table()
+
+    def neighbor_table(self) -> NeighborTable:
+        """The neighbors of every sample, as `build_neighbors` has kept them.
+
+        Raises:
+            IncompleteIndexError: it has not, or not of all samples.
+        """
+        n = self.store.n_rows(TABLE)
+        if n != len(self) or self.about.get(TABLE, {}).get("n") != len(self):
+            raise IncompleteIndexError(
+                f"Index {str(self.folder)!r} has neighbors of {n} of its {len(self)} samples: call "
+                "build_neighbors(), which goes on where it stopped."
+            )
+        parts = list(self.store.scan(TABLE, ["neighbors", "similarities"]))
+        positions, values = (torch.cat([matrix_of(part[name]) for part in parts]) for name in parts[0].schema.names)
+        return NeighborTable(self.ids, positions, values, self.error)
 
     def take(self, data: Any, rows: Sequence[int]) -> Batch:
         """The samples of these rows, from the data the index was built from, and compared with what it was then.

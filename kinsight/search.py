@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kinsight.gradients.scratch import Scratch
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.neighbors import merge_best
 from kinsight.samples import Batch, Id
@@ -34,7 +35,7 @@ class Queries:
 
 
 def nearest(parts: Iterable[tuple[int, Tensor]], queries: Tensor, k: int, own: Tensor) -> tuple[Tensor, Tensor]:
-    """The k sketches with the largest cosines, by one pass over all of them.
+    """The k sketches with the largest cosines, by one pass over all of them; of equal ones, any.
 
     Args:
         parts: (first row, sketches [n dim]) of all samples, in order.
@@ -47,15 +48,20 @@ def nearest(parts: Iterable[tuple[int, Tensor]], queries: Tensor, k: int, own: T
     """
     best = torch.full((len(queries), k), -torch.inf)
     places = torch.full((len(queries), k), -1)
+    scratch = Scratch()
     for first, values in parts:
-        norms = values.norm(dim=1)
-        scale = torch.where(norms > 0, 1 / norms, 0.0)
-        found = torch.arange(first, first + len(values))
-        cosines = (queries @ values.T).mul_(scale)
-        cosines[:, norms == 0] = -torch.inf
-        is_own = (own >= first) & (own < first + len(values))
+        units = units_of(values)
+        cosines = scratch.take("cosines", (len(queries), len(units)), queries)
+        torch.mm(queries, units.T, out=cosines)
+        is_zero = (units[:, 0] == 0) & ~units.any(dim=1)
+        if bool(is_zero.any()):
+            cosines[:, is_zero] = -torch.inf
+        is_own = (own >= first) & (own < first + len(units))
         cosines[is_own, own[is_own] - first] = -torch.inf
-        best, places = merge_best(best, places, cosines, found.expand_as(cosines), k)
+        found = cosines.topk(min(k, len(units)), dim=1)
+        merged = torch.cat([best, found.values], dim=1).topk(k, dim=1)
+        places = torch.cat([places, found.indices + first], dim=1).gather(1, merged.indices)
+        best = merged.values
     places[best == -torch.inf] = -1
     return best, places
 

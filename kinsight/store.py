@@ -187,6 +187,18 @@ class Store:
                 )
                 self._adopt_version(name, dataset, [*entry["shards"], facts])
 
+    def drop(self, name: str, **about: Any) -> None:
+        """Commit that a table is no longer there, with facts about the store; then delete it."""
+        self._need_lock()
+        with writing(self.folder), self._closing_on_error():
+            self.about = {**self.about, **about}
+            self.tables = {other: table for other, table in self.tables.items() if other != name}
+            self.files = {file: known for file, known in self.files.items() if not file.startswith(f"{name}.lance/")}
+            self._opened.pop(name, None)
+            self._commit()
+            if self._path(name).exists():
+                shutil.rmtree(self._path(name))
+
     def compact(self, name: str) -> None:
         """Commit the same rows in as few files as Lance sees fit. Readers of what was before have to open it anew."""
         self._need_lock()

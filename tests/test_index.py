@@ -403,3 +403,78 @@ def test_reading_ahead() -> None:
     with read_ahead(iter(int, 1)) as items:  # endless, and left early
         assert next(items) == 0
     assert threading.active_count() == before
+
+
+def test_neighbors_of_all(index: Index) -> None:
+    table = index.build_neighbors(k=6)
+    truth = index.neighbors(ids=index.ids, k=6)
+    assert table.ids == index.ids
+    assert table.error == index.error
+    assert torch.equal(table.positions, truth.positions)
+    assert (table.similarities - truth.similarities).abs().max() < 1e-6
+    assert torch.equal(Index(index.folder).neighbor_table().positions, table.positions)
+    counts = table.occurrences()
+    assert int(counts.sum()) == 300 * 6
+    assert int(counts[4]) == int((table.positions == 4).sum())
+
+
+def test_neighbors_of_all_go_on(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = index.build_neighbors(k=4)
+    import kinsight.knn
+
+    real, done = kinsight.knn.nearest, []
+
+    def counted(*arguments: Any) -> Any:
+        done.append(len(arguments[1]))
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr("kinsight.knn.nearest", counted)
+    small = 4 * 50 * (DIM + kinsight.knn.BATCH + 4 * 5)
+    with pytest.raises(KeyboardInterrupt):
+        index.build_neighbors(k=5, max_bytes=small)
+    with pytest.raises(IncompleteIndexError, match="has neighbors of 100 of its 300 samples"):
+        Index(index.folder).neighbor_table()
+    table = index.build_neighbors(k=5, max_bytes=small)
+    assert done == [50, 50, 50, 50, 50, 50, 50]  # the third of them twice
+    assert torch.equal(table.positions[:, :4], whole.positions)
+    assert Index(index.folder).verify() == []
+
+
+def test_neighbors_of_all_after_an_append(index: Index, kernel: GradientKernel) -> None:
+    index.build_neighbors(k=3)
+    longer = index.append(kernel, data(50, seed=4, ids=range(300, 350)))
+    with pytest.raises(IncompleteIndexError, match="call build_neighbors"):
+        longer.neighbor_table()
+    assert longer.build_neighbors(k=3).positions.shape == (350, 3)
+
+
+def test_duplicates(kernel: GradientKernel, tmp_path: Path) -> None:
+    x = data(60).take(range(60)).inputs.clone()
+    x[40] = x[7]
+    x[51] = x[7]
+    x[20] = x[3]
+    table = Index.build(tmp_path, kernel, x, dim=DIM).build_neighbors(k=5)
+    assert table.duplicates(0.9999) == [[7, 40, 51], [3, 20]]
+    assert table.duplicates(2.0) == []
+    assert table.duplicates(-1.0) == [list(range(60))]
+
+
+def test_fewer_samples_than_neighbors(kernel: GradientKernel, tmp_path: Path) -> None:
+    table = Index.build(tmp_path, kernel, data(3), dim=16).build_neighbors(k=5)
+    assert table.positions[:, 2:].tolist() == [[-1] * 3] * 3
+    assert bool(table.similarities[:, 2:].isnan().all())
+    assert sorted(table.positions[0, :2].tolist()) == [1, 2]
+
+
+def test_the_format_is_written_down(index: Index) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "index-format.md").read_text()
+    rows = text.split("## The table of rows")[1].split("##")[0]
+    named = [line.split("`")[1] for line in rows.splitlines() if line.startswith("| `")]
+    assert named == index.store.dataset("rows").schema.names
+    about = text.split("`about`:")[1].split("##")[0]
+    known = {
+        name for line in about.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
+    }
+    assert known == {*index.about, "neighbors"}

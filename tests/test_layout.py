@@ -61,6 +61,7 @@ ORDER = [
     "rows",
     "building",
     "search",
+    "knn",
     "index",
     "unit_sum",
     "density",
