@@ -11,8 +11,8 @@ Samples with zero gradient have no similarity: they add nothing to any count, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from kinsight.errors import InputError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.neighbors import self_positions
-from kinsight.progress import progress_bar
+from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.unit_gradients import warn_undefined
 from kinsight.unit_sum import Route, UnitSum
@@ -38,6 +38,7 @@ class Counts:
         normalization: which similarity.
         includes_self: whether a sample that is in the data counts itself.
         route: how they were computed.
+        error: standard error of the values, of their shape, where they are estimates from sketches; None: exact.
     """
 
     ids: tuple[Id, ...]
@@ -46,6 +47,7 @@ class Counts:
     normalization: Normalization
     includes_self: bool
     route: str
+    error: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,6 +56,11 @@ class Counts:
     def density(self) -> Tensor:
         """Counts divided by the number of samples counted."""
         return self.values / self.n_data
+
+    def column(self, number: int) -> Counts:
+        """The counts of one of several thresholds."""
+        error = None if self.error is None else self.error[:, number]
+        return replace(self, values=self.values[:, number], error=error)
 
     def order(self) -> Tensor:
         """Positions from the loneliest to the most crowded, undefined ones left out (first column of several)."""
@@ -137,15 +144,9 @@ def hard_count(
     Returns:
         `Counts`, [n], or [n k] for k thresholds.
     """
-    taus = torch.as_tensor(thresholds, dtype=torch.float64)
-    if bool(taus.isnan().any()):
-        raise InputError("A threshold is nan: no similarity is above it or below it.")
-
-    def above(similarities: Tensor) -> Tensor:
-        return (similarities[..., None] > taus.reshape(-1)).sum(dim=1).double()
-
-    counts = _blockwise(kernel, data, queries, above, normalization, include_self=include_self, progress=progress)
-    return counts if taus.dim() else _column(counts)
+    count = above(thresholds)
+    counts = _blockwise(kernel, data, queries, count, normalization, include_self=include_self, progress=progress)
+    return counts if isinstance(thresholds, Sequence) or torch.as_tensor(thresholds).dim() else counts.column(0)
 
 
 def power_count(
@@ -175,15 +176,32 @@ def power_count(
     Raises:
         InputError: the power is not positive.
     """
+    count = powers(power)
+    counts = _blockwise(kernel, data, queries, count, normalization, include_self=include_self, progress=progress)
+    return counts.column(0)
+
+
+def above(thresholds: float | Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """What counts the similarities [r c] above each of k thresholds, [r k].
+
+    Raises:
+        InputError: a threshold is nan.
+    """
+    taus = torch.as_tensor(thresholds, dtype=torch.float64).reshape(-1)
+    if bool(taus.isnan().any()):
+        raise InputError("A threshold is nan: no similarity is above it or below it.")
+    return lambda similarities: (similarities[..., None] > taus).sum(dim=1).double()
+
+
+def powers(power: float) -> Callable[[Tensor], Tensor]:
+    """What adds up powers of the positive similarities [r c], [r 1].
+
+    Raises:
+        InputError: the power is not positive.
+    """
     if not power > 0:
         raise InputError(f"power is {power}: it must be positive (0 would count every similarity above 0 as 1).")
-
-    def powers(similarities: Tensor) -> Tensor:
-        return similarities.clamp(min=0).pow(power).sum(dim=1, keepdim=True)
-
-    return _column(
-        _blockwise(kernel, data, queries, powers, normalization, include_self=include_self, progress=progress)
-    )
+    return lambda similarities: similarities.clamp(min=0).pow(power).sum(dim=1, keepdim=True)
 
 
 def _blockwise(
@@ -198,26 +216,41 @@ def _blockwise(
 ) -> Counts:
     samples = Samples.wrap(data)
     targets = samples if queries is None or queries is data else Samples.wrap(queries)
-    same = self_positions(targets, samples)
-    values: Tensor | None = None
-    undefined = torch.ones(len(targets), dtype=torch.bool)
     pairs = kernel.similarity_blocks(targets, None if targets is samples else samples, normalization)
+    same = self_positions(targets, samples)
     with progress_bar("counting", len(samples) * len(targets), is_shown=progress) as advance:
-        for r, c, block in pairs:
-            similarities = block.cpu().clamp(-1, 1)
-            undefined[r] &= similarities.isnan().all(dim=1)
-            is_self = torch.arange(c.start, c.stop) == same[r, None]
-            similarities = similarities.masked_fill(is_self, 1.0 if include_self else -torch.inf)
-            part = count(similarities.masked_fill(similarities.isnan(), -torch.inf))
-            values = torch.zeros(len(targets), part.shape[1], dtype=torch.float64) if values is None else values
-            values[r] += part
-            advance(similarities.numel())
-    assert values is not None
-    values[undefined] = torch.nan
+        values = counted(pairs, same, count, include_self=include_self, advance=advance)
     return Counts(targets.ids, values, len(samples), normalization, include_self, "blockwise")
 
 
-def _column(counts: Counts) -> Counts:
-    return Counts(
-        counts.ids, counts.values[:, 0], counts.n_data, counts.normalization, counts.includes_self, counts.route
-    )
+def counted(
+    pairs: Iterable[tuple[slice, slice, Tensor]],
+    same: Tensor,
+    count: Callable[[Tensor], Tensor],
+    *,
+    include_self: bool,
+    advance: Advance,
+) -> Tensor:
+    """Counts, [n k], from similarities that come block by block.
+
+    Args:
+        pairs: (rows, columns, similarities) of all samples counted around with all samples counted.
+        same: which of the columns each row is itself, [n]; -1 for none.
+        count: of the similarities of some rows with some columns, [r c] -> [r k]; those that do not count are -inf.
+        include_self: whether a sample counts itself, with similarity 1.
+        advance: is told how many pairs are done.
+    """
+    values: Tensor | None = None
+    undefined = torch.ones(len(same), dtype=torch.bool)
+    for r, c, block in pairs:
+        similarities = block.cpu().double().clamp(-1, 1)
+        undefined[r] &= similarities.isnan().all(dim=1)
+        is_self = torch.arange(c.start, c.stop) == same[r, None]
+        similarities = similarities.masked_fill(is_self, 1.0 if include_self else -torch.inf)
+        part = count(similarities.masked_fill(similarities.isnan(), -torch.inf))
+        values = torch.zeros(len(same), part.shape[1], dtype=torch.float64) if values is None else values
+        values[r] += part
+        advance(similarities.numel())
+    assert values is not None
+    values[undefined] = torch.nan
+    return values

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,22 @@ import torch
 from torch import Tensor
 
 from kinsight import building
+from kinsight.audits import cosines, counts_between, soft_counts
 from kinsight.building import ERROR, ROWS
+from kinsight.density import Counts, above, powers
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError, UnknownNameError
 from kinsight.identity import check_identity, content_digests
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.knn import TABLE, NeighborTable, fill_neighbors, sketches_of
+from kinsight.labels import LabelSuspects, Task, suspects_among
 from kinsight.neighbors import Neighbors
+from kinsight.progress import progress_bar
 from kinsight.rows import ids_of, matrix_of
 from kinsight.samples import Batch, Id, Samples
 from kinsight.search import Queries, exactly, nearest, units_of
 from kinsight.sketch import sketch
 from kinsight.store import Damage, Store
+from kinsight.unit_gradients import warn_undefined
 
 N_CANDIDATES = 100
 """Best sketches whose similarities are computed, at least; and ten times as many as neighbors are asked for."""
@@ -295,6 +301,61 @@ class Index:
         parts = list(self.store.scan(TABLE, ["neighbors", "similarities"]))
         positions, values = (torch.cat([matrix_of(part[name]) for part in parts]) for name in parts[0].schema.names)
         return NeighborTable(self.ids, positions, values, self.error)
+
+    def soft_count(self, *, include_self: bool = True) -> Counts:
+        """The soft count of every sample, from sketches: two passes over them, none through the network. [n].
+
+        Unbiased, with its standard error; `kinsight.soft_count(kernel, data)` is exact, and linear in time, too.
+        """
+        values, error = soft_counts(self.store, include_self=include_self)
+        self._warn_undefined(values)
+        return Counts(self.ids, values, len(self), self.normalization, include_self, "sketches", error)
+
+    def hard_count(
+        self, thresholds: float | Sequence[float] = 0.5, *, include_self: bool = True, progress: bool = False
+    ) -> Counts:
+        """The hard count of every sample, from the cosines of sketches: [n], or [n k] for k thresholds.
+
+        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
+        """
+        counts = self._counts(above(thresholds), include_self=include_self, progress=progress)
+        return counts if isinstance(thresholds, Sequence) else counts.column(0)
+
+    def power_count(self, power: float = 8.0, *, include_self: bool = True, progress: bool = False) -> Counts:
+        """The power count of every sample, from the cosines of sketches, with an error as for `hard_count`. [n]."""
+        return self._counts(powers(power), include_self=include_self, progress=progress).column(0)
+
+    def _counts(self, count: Callable[[Tensor], Tensor], *, include_self: bool, progress: bool) -> Counts:
+        with progress_bar("counting", len(self) ** 2, is_shown=progress) as advance:
+            values, error = counts_between(self.store, count, self.error, include_self=include_self, advance=advance)
+        self._warn_undefined(values[:, 0])
+        return Counts(self.ids, values, len(self), self.normalization, include_self, "sketches", error)
+
+    def _warn_undefined(self, values: Tensor) -> None:
+        warn_undefined([self.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
+
+    def label_suspects(
+        self,
+        *,
+        n_suspects: int | None = None,
+        threshold: float | None = None,
+        power: float = 8.0,
+        n_supporters: int = 5,
+        task: Task | None = None,
+        progress: bool = False,
+    ) -> LabelSuspects:
+        """Targets that the neighborhood contradicts, by the cosines of sketches; see `kinsight.label_suspects`.
+
+        The index's normalization counts: there, 'flat' is known to work on networks that have memorized wrong labels.
+
+        Raises:
+            TargetError: the index has no targets, or of the wrong kind.
+        """
+        found = suspects_among(
+            functools.partial(cosines, self.store), self.ids, self.targets, n_suspects=n_suspects, threshold=threshold,
+            power=power, n_supporters=n_supporters, task=task, progress=progress,
+        )  # fmt: skip
+        return replace(found, error=self.error)
 
     def take(self, data: Any, rows: Sequence[int]) -> Batch:
         """The samples of these rows, from the data the index was built from, and compared with what it was then.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
+from kinsight.stream import Pairs
 
 Task = Literal["classification", "regression"]
 
@@ -34,6 +35,7 @@ class LabelSuspects:
         all_scores: score of every sample of the data, [n]; nan where no neighbor has positive similarity.
         n_contradicted: number of suspects before `n_suspects` cut the list.
         task: 'classification' or 'regression'.
+        error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
     ids: tuple[Id, ...]
@@ -47,6 +49,7 @@ class LabelSuspects:
     all_scores: Tensor
     n_contradicted: int
     task: Task
+    error: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,23 +98,46 @@ def label_suspects(
         TargetError: no targets, or of the wrong kind.
     """
     samples = Samples.wrap(data)
-    targets = _known_targets(samples)
+
+    def pairs(rows: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+        chosen = samples if rows is None else Samples(samples.take(rows))
+        return kernel.similarity_blocks(chosen, None if rows is None else samples, normalization)
+
+    return suspects_among(
+        pairs, samples.ids, known_targets(samples), n_suspects=n_suspects, threshold=threshold, power=power,
+        n_supporters=n_supporters, task=task, progress=progress,
+    )  # fmt: skip
+
+
+def suspects_among(
+    pairs: Pairs,
+    ids: Sequence[Id],
+    targets: Tensor,
+    *,
+    n_suspects: int | None,
+    threshold: float | None,
+    power: float,
+    n_supporters: int,
+    task: Task | None,
+    progress: bool,
+) -> LabelSuspects:
+    """The same, of samples whose similarities come block by block; see `label_suspects`."""
     _check_numbers(power, n_suspects=n_suspects, n_supporters=n_supporters)
     task = task or ("regression" if targets.is_floating_point() else "classification")
-    votes, total = _votes(kernel, samples, _ballots(targets, task), power, normalization, progress=progress)
+    votes, total = _votes(pairs, _ballots(targets, task), power, progress=progress)
     scores, suggested = _judge(targets, votes, total, task)
     least = threshold if threshold is not None else _THRESHOLDS[task]
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
     order = order[_is_contradicted(scores, targets, suggested, least, task)[order]]
     n_contradicted, order = len(order), order[:n_suspects]
-    places, similarities = _supporters(kernel, samples, order, suggested, task, normalization, n_supporters)
+    places, similarities = _supporters(pairs, targets, order, suggested, task, n_supporters)
     return LabelSuspects(
-        ids=tuple(samples.ids[place] for place in order.tolist()),
+        ids=tuple(ids[place] for place in order.tolist()),
         positions=order,
         scores=scores[order],
         given=targets[order],
         suggested=suggested[order],
-        supporter_ids=tuple(tuple(samples.ids[place] for place in row if place >= 0) for row in places.tolist()),
+        supporter_ids=tuple(tuple(ids[place] for place in row if place >= 0) for row in places.tolist()),
         supporter_positions=places,
         supporter_similarities=similarities,
         all_scores=scores,
@@ -137,7 +163,12 @@ def _check_numbers(power: float, **counts: int | None) -> None:
             raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
 
 
-def _known_targets(samples: Samples) -> Tensor:
+def known_targets(samples: Samples) -> Tensor:
+    """The targets of all samples, [n] or [n d].
+
+    Raises:
+        TargetError: there are none, or some are nan or inf.
+    """
     targets = samples.targets
     if targets is None:
         raise TargetError(
@@ -171,21 +202,13 @@ def _ballots(targets: Tensor, task: Task) -> Tensor:
     return targets.double().reshape(len(targets), -1)
 
 
-def _votes(
-    kernel: GradientKernel,
-    samples: Samples,
-    ballots: Tensor,
-    power: float,
-    normalization: Normalization,
-    *,
-    progress: bool,
-) -> tuple[Tensor, Tensor]:
+def _votes(pairs: Pairs, ballots: Tensor, power: float, *, progress: bool) -> tuple[Tensor, Tensor]:
     """sum_j w_ij ballot_j [n b] and sum_j w_ij [n], over all j but i, with w = similarity^power."""
-    votes = torch.zeros(len(samples), ballots.shape[1], dtype=torch.float64)
-    total = torch.zeros(len(samples), dtype=torch.float64)
-    with progress_bar("label suspects", len(samples) ** 2, is_shown=progress) as advance:
-        for r, c, block in kernel.similarity_blocks(samples, None, normalization):
-            similarities = block.cpu()
+    votes = torch.zeros(len(ballots), ballots.shape[1], dtype=torch.float64)
+    total = torch.zeros(len(ballots), dtype=torch.float64)
+    with progress_bar("label suspects", len(ballots) ** 2, is_shown=progress) as advance:
+        for r, c, block in pairs(None):
+            similarities = block.cpu().double()
             is_self = torch.arange(c.start, c.stop) == torch.arange(r.start, r.stop)[:, None]
             weights = similarities.nan_to_num(nan=0.0).clamp(0, 1).masked_fill(is_self, 0.0).pow(power)
             votes[r] += weights @ ballots[c]
@@ -209,26 +232,17 @@ def _judge(targets: Tensor, votes: Tensor, total: Tensor, task: Task) -> tuple[T
 
 
 def _supporters(
-    kernel: GradientKernel,
-    samples: Samples,
-    suspects: Tensor,
-    suggested: Tensor,
-    task: Task,
-    normalization: Normalization,
-    k: int,
+    pairs: Pairs, targets: Tensor, suspects: Tensor, suggested: Tensor, task: Task, k: int
 ) -> tuple[Tensor, Tensor]:
     """The most similar samples whose label is the suggested one (regression: the most similar samples). [s k] each."""
-    k = min(k, len(samples))
+    k = min(k, len(targets))
     if not len(suspects) or k == 0:
         return torch.full((len(suspects), k), -1), torch.full((len(suspects), k), torch.nan, dtype=torch.float64)
-    targets = samples.targets
-    assert targets is not None
-    rows = Samples(samples.take(suspects.tolist()))
     best = torch.full((len(suspects), k), -torch.inf, dtype=torch.float64)
     places = torch.full((len(suspects), k), -1)
-    for r, c, block in kernel.similarity_blocks(rows, samples, normalization):
+    for r, c, block in pairs(suspects):
         found = torch.arange(c.start, c.stop)
-        values = block.cpu().masked_fill(found == suspects[r, None], torch.nan)
+        values = block.cpu().double().masked_fill(found == suspects[r, None], torch.nan)
         if task == "classification":
             values = values.masked_fill(targets[c] != suggested[suspects[r], None], torch.nan)
         values = torch.cat([best[r], values.nan_to_num(nan=-torch.inf)], dim=1)

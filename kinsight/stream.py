@@ -46,6 +46,10 @@ def batches(source: Source, batch_size: int) -> Iterator[Batch]:
             yield source[start : start + batch_size]
 
 
+Pairs: TypeAlias = Callable[["Tensor | None"], Iterator[tuple[slice, slice, Tensor]]]
+"""Similarities of some rows of a data set, or of all (None), with all of it: (rows, columns, block) block by block."""
+
+
 @dataclass(frozen=True)
 class Block(Generic[Prepared]):
     """A batch made ready, and where it lies among all samples."""

@@ -232,7 +232,7 @@ def test_errors_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("density", "a:b"), "error: Missing argument 'data'. (kinsight density --help shows what it takes)"),
+        (("report", "a:b"), "error: Missing argument 'data'. (kinsight report --help shows what it takes)"),
         (("neighbors", "a:b", "digits", "-k", "0"), "error: Invalid value for '-k' / '--n-neighbors': "),
         (("labels", "a:b", "digits", "--normalization", "x"), "error: Invalid value for '--normalization'"),
         (("labels", "a:b", "digits", "--fast", "--debug"), "error: No such option: --fast"),

@@ -114,6 +114,27 @@ def test_damage_is_named_with_status_1(folder: Path, capsys: pytest.CaptureFixtu
     ]
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard", "power"])
+def test_counts_of_an_index(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    found = answer(capsys, "density", "--index", "ours", "--kind", kind, "--quiet")
+    truth = answer(capsys, "density", "shop:build", "npz:data.npz", "--kind", kind, *QUIET)
+    assert (found["kind"], found["normalization"], found["n_data"]) == (kind, "whitened", 60)
+    exact = {row["id"]: row["count"] for row in truth["rows"]}
+    for row in found["rows"]:
+        assert row["count"] == pytest.approx(exact[row["id"]], abs=4 * row["error"] + 1)
+    assert [row["count"] for row in found["rows"]] == sorted(row["count"] for row in found["rows"])
+
+
+def test_label_suspects_of_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD, "--normalization", "flat")
+    found = answer(capsys, "labels", "--index", "ours", "--top", "3", "--quiet")
+    truth = answer(capsys, "labels", "shop:build", "npz:data.npz", "--top", "3", *QUIET)
+    assert 0 < found["error"] < 0.05
+    assert {**found, "rows": 0, "error": 0, "n_suspects": 0} == {**truth, "rows": 0, "error": 0, "n_suspects": 0}
+    assert {row["id"] for row in found["rows"]} == {row["id"] for row in truth["rows"]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,6 +145,9 @@ def test_damage_is_named_with_status_1(folder: Path, capsys: pytest.CaptureFixtu
         (("neighbors", "--index", "ours", "--ids", "99"), "There is no sample '99'"),
         (("neighbors", "--index", "ours", "--queries", "npz:queries.npz"), "MODEL is needed"),
         (("neighbors", "--ids", "1"), "MODEL and DATA are needed"),
+        (("density", "shop:build"), "MODEL and DATA are needed"),
+        (("labels",), "MODEL and DATA are needed"),
+        (("labels", "--index", "nowhere"), "There is no index in 'nowhere'"),
         (("index", "shop:build", "npz:data.npz", "--out", "shop.py"), "holds something that is no index"),
     ],
 )

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Normalization, Options, Similarity
+from kinsight.cli.loading import asked
+from kinsight.cli.options import AskedIndex, Normalization, OptionalData, OptionalModel, Options, Similarity
 from kinsight.cli.printing import print_rows
+
+if TYPE_CHECKING:
+    from kinsight.density import Counts
 
 
 class Kind(StrEnum):
@@ -21,9 +25,9 @@ class Kind(StrEnum):
 
 
 def print_density(
-    model: Model,
-    data: Data,
     options: Options,
+    model: OptionalModel = None,
+    data: OptionalData = None,
     kind: Annotated[
         Kind, typer.Option(help="soft: sum; hard: number above --threshold; power: of powers.")
     ] = Kind.soft,
@@ -31,12 +35,16 @@ def print_density(
     power: Annotated[float, typer.Option(help="Of the power count.")] = 8.0,
     no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
     normalization: Normalization = Similarity.whitened,
+    index: AskedIndex = None,
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""
     from kinsight.density import hard_count, power_count, soft_count
 
-    kernel = kernel_of(model, options)
-    samples = samples_of(data, options, limit=options.limit)
+    if index is not None:
+        counts = _from_index(index, kind, threshold, power, include_self=not no_self, progress=not options.quiet)
+        _print(counts, kind, options)
+        return
+    kernel, samples = asked(model, data, options)
     how: dict[str, Any] = {
         "normalization": normalization.value, "include_self": not no_self, "progress": not options.quiet,
     }  # fmt: skip
@@ -46,9 +54,32 @@ def print_density(
         counts = power_count(kernel, samples, power=power, **how)
     else:
         counts = soft_count(kernel, samples, **how)
-    values = counts.values.tolist()
+    _print(counts, kind, options)
+
+
+def _from_index(
+    folder: Path, kind: Kind, threshold: float, power: float, *, include_self: bool, progress: bool
+) -> Counts:
+    from kinsight.index import Index
+
+    index = Index(folder)
+    if kind is Kind.hard:
+        return index.hard_count(threshold, include_self=include_self, progress=progress)
+    if kind is Kind.power:
+        return index.power_count(power, include_self=include_self, progress=progress)
+    return index.soft_count(include_self=include_self)
+
+
+def _print(counts: Counts, kind: Kind, options: Options) -> None:
+    """The loneliest first, undefined ones last; with standard errors where counts are estimates."""
+    columns = {"count": counts.values.tolist()}
+    if counts.error is not None:
+        columns["error"] = counts.error.tolist()
     order = counts.order().tolist()
-    undefined = sorted(set(range(len(values))) - set(order))
-    rows = ({"id": counts.ids[place], "count": values[place]} for place in [*order, *undefined])
-    facts = {"kind": kind.value, "normalization": normalization.value, "n_data": counts.n_data}
+    undefined = sorted(set(range(len(counts))) - set(order))
+    rows = (
+        {"id": counts.ids[place], **{name: values[place] for name, values in columns.items()}}
+        for place in [*order, *undefined]
+    )
+    facts = {"kind": kind.value, "normalization": counts.normalization, "n_data": counts.n_data}
     print_rows(rows, as_json=options.as_json, **facts)

@@ -7,21 +7,22 @@ from typing import Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Normalization, Options, Similarity
+from kinsight.cli.loading import asked
+from kinsight.cli.options import AskedIndex, Normalization, OptionalData, OptionalModel, Options, Similarity
 from kinsight.cli.printing import print_rows
 
 
 def print_labels(
-    model: Model,
-    data: Data,
     options: Options,
+    model: OptionalModel = None,
+    data: OptionalData = None,
     power: Annotated[float, typer.Option(help="Exponent of the weights: higher listens to fewer neighbors.")] = 8.0,
     top: Annotated[int | None, typer.Option(min=1, help="Show so many suspects at most.")] = None,
     fail_on: Annotated[
         int | None, typer.Option(min=1, help="Exit with 1 from so many suspects on, shown or not.")
     ] = None,
     normalization: Normalization = Similarity.flat,
+    index: AskedIndex = None,
 ) -> None:
     """Labels that the neighborhood contradicts, and what it says instead.
 
@@ -29,15 +30,21 @@ def print_labels(
     """
     from kinsight.labels import label_suspects
 
-    kernel = kernel_of(model, options)
-    samples = samples_of(data, options, limit=options.limit)
-    how: dict[str, Any] = {"power": power, "normalization": normalization.value, "progress": not options.quiet}
-    found = label_suspects(kernel, samples, n_suspects=top, **how)
-    rows = (_with_names(row, samples.class_names) for row in found.rows())
-    facts = {
-        "task": found.task, "n_suspects": found.n_contradicted, "n_data": len(samples), "power": power,
-        "normalization": normalization.value,
-    }  # fmt: skip
+    how: dict[str, Any] = {"n_suspects": top, "power": power, "progress": not options.quiet}
+    facts: dict[str, Any] = {"power": power}
+    if index is not None:
+        from kinsight.index import Index
+
+        opened = Index(index)
+        found, class_names = opened.label_suspects(**how), opened.about["class_names"]
+        facts |= {"normalization": opened.normalization, "error": found.error}
+    else:
+        kernel, samples = asked(model, data, options)
+        found = label_suspects(kernel, samples, normalization=normalization.value, **how)
+        class_names = samples.class_names
+        facts |= {"normalization": normalization.value}
+    rows = (_with_names(row, class_names) for row in found.rows())
+    facts |= {"task": found.task, "n_suspects": found.n_contradicted, "n_data": len(found.all_scores)}
     print_rows(rows, as_json=options.as_json, **facts)
     if fail_on is not None and found.n_contradicted >= fail_on:  # also those that --top leaves out
         raise typer.Exit(1)

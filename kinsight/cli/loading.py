@@ -60,6 +60,17 @@ def _default_dtype(dtype: Precision | None) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def asked(model: str | None, data: str | None, options: Options) -> tuple[GradientKernel, Samples]:
+    """The kernel and the samples that are compared where no index is asked.
+
+    Raises:
+        InputError: one of them is not named.
+    """
+    if model is None or data is None:
+        raise InputError("MODEL and DATA are needed to compare samples; without them, ask an index: --index FOLDER.")
+    return kernel_of(model, options), samples_of(data, options, limit=options.limit)
+
+
 def positions_of(samples: Samples | Index, ids: Iterable[str]) -> list[int]:
     """Where the samples with these ids, as texts, lie."""
     place = {str(name): position for position, name in enumerate(samples.ids)}

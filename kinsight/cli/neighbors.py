@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import kernel_of, positions_of, samples_of
+from kinsight.cli.loading import asked, kernel_of, positions_of, samples_of
 from kinsight.cli.options import Normalization, OptionalData, OptionalModel, Options, Queries, Similarity
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
@@ -41,14 +41,11 @@ def print_neighbors(
     from kinsight.neighbors import neighbors
     from kinsight.samples import Samples
 
-    if model is None or data is None:
-        raise InputError("MODEL and DATA are needed to compare samples; without them, ask an index: --index FOLDER.")
-    kernel = kernel_of(model, options)
-    samples = samples_of(data, options, limit=options.limit)
-    asked: Any = samples if queries is None else samples_of(queries, options)
+    kernel, samples = asked(model, data, options)
+    rows: Any = samples if queries is None else samples_of(queries, options)
     if ids:
-        asked = Samples(asked.take(positions_of(asked, ids)))
-    found = neighbors(kernel, asked, samples, k, normalization=normalization.value, progress=not options.quiet)
+        rows = Samples(rows.take(positions_of(rows, ids)))
+    found = neighbors(kernel, rows, samples, k, normalization=normalization.value, progress=not options.quiet)
     print_rows(found.rows(), as_json=options.as_json, normalization=normalization.value)
 
 
@@ -70,8 +67,8 @@ def _from_index(
     if queries is not None:
         if kernel is None:
             raise InputError("--queries are inputs: MODEL is needed to sketch them.")
-        asked = samples_of(queries, options)
-        chosen = asked.take(positions_of(asked, ids)) if ids else asked
+        rows = samples_of(queries, options)
+        chosen = rows.take(positions_of(rows, ids)) if ids else rows
         return index.neighbors(chosen, k=k, kernel=kernel, data=samples)
     if not ids:
         raise InputError("Whose neighbors? Name samples of the index with --ids, or pass --queries.")

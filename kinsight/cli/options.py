@@ -62,6 +62,10 @@ Normalization = Annotated[
     ),
 ]
 
+AskedIndex = Annotated[
+    Path | None,
+    typer.Option("--index", help="Ask the sketches of this index, in its normalization: no MODEL, no DATA."),
+]
 Folder = Annotated[Path, typer.Argument(help="Folder of an index.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 

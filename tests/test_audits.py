@@ -1,0 +1,124 @@
+"""Counts and label suspects from an index are those of the kernel, within the error they state."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from kinsight import GradientKernel, Index, Samples, hard_count, label_suspects, power_count, soft_count
+from kinsight.errors import InputError, TargetError, ZeroGradientWarning
+from kinsight.labels import LabelSuspects
+
+N, DIM = 300, 1024
+
+
+def blobs(*, n_wrong: int = 0, seed: int = 0) -> tuple[nn.Module, Samples]:
+    """A network trained on three classes, some labels of which are wrong, and what it was trained on."""
+    torch.manual_seed(seed)
+    classes = torch.arange(N) % 3
+    x = torch.randn(N, 4) + 2.5 * torch.eye(4)[classes]
+    labels = classes.clone()
+    labels[:n_wrong] = (labels[:n_wrong] + 1) % 3
+    model = nn.Sequential(nn.Linear(4, 32), nn.Tanh(), nn.Linear(32, 3))
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    return model.eval(), Samples(x, targets=labels)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[GradientKernel, Samples, Index]:
+    model, samples = blobs(n_wrong=6)
+    kernel = GradientKernel(model)
+    folder = tmp_path_factory.mktemp("audits") / "index"
+    return kernel, samples, Index.build(folder, kernel, samples, dim=DIM, normalization="flat")
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_soft_counts(built: Any, include_self: bool) -> None:
+    kernel, samples, index = built
+    truth = soft_count(kernel, samples, normalization="flat", include_self=include_self)
+    found = index.soft_count(include_self=include_self)
+    assert found.ids == truth.ids
+    assert found.error.shape == found.values.shape
+    off = (found.values - truth.values).abs() / found.error
+    assert float(off.max()) < 4
+    assert float(off.square().mean().sqrt()) < 2  # one draw of the projection: counts of neighbors move together
+
+
+def test_soft_counts_are_unbiased_with_the_error_they_state(tmp_path: Path) -> None:
+    model, samples = blobs()
+    kernel = GradientKernel(model)
+    truth = soft_count(kernel, samples, normalization="flat").values
+    off = []
+    for seed in range(12):
+        index = Index.build(tmp_path / str(seed), kernel, samples, dim=64, seed=seed, normalization="flat")
+        found = index.soft_count()
+        off.append((found.values - truth) / found.error)
+    assert 0.6 < float(torch.stack(off).square().mean().sqrt()) < 1.4
+    assert float(torch.stack(off).mean(dim=0).abs().mean()) < 3 / 12**0.5
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_hard_counts(built: Any, include_self: bool) -> None:
+    kernel, samples, index = built
+    thresholds = [-0.2, 0.3, 0.7, 0.9]
+    truth = hard_count(kernel, samples, thresholds=thresholds, normalization="flat", include_self=include_self)
+    found = index.hard_count(thresholds, include_self=include_self)
+    assert found.values.shape == found.error.shape == (N, 4)
+    assert bool(((found.values - truth.values).abs() <= 3 * found.error + 2).all())
+    assert float((found.values - truth.values).abs().mean()) < 3
+    assert torch.equal(index.hard_count(0.3, include_self=include_self).values, found.values[:, 1])
+
+
+def test_power_counts(built: Any) -> None:
+    kernel, samples, index = built
+    truth = power_count(kernel, samples, power=4, normalization="flat")
+    found = index.power_count(4)
+    assert bool(((found.values - truth.values).abs() <= 2 * found.error).all())
+    assert float(((found.values - truth.values) / truth.values).abs().mean()) < 0.1
+
+
+def test_label_suspects(built: Any) -> None:
+    kernel, samples, index = built
+    truth, found = label_suspects(kernel, samples, n_suspects=6), index.label_suspects(n_suspects=6)
+    assert isinstance(found, LabelSuspects)
+    assert set(found.ids) == set(truth.ids)
+    assert (found.error, truth.error) == (index.error, None)
+    off = (found.all_scores - truth.all_scores).abs()
+    assert float(off.mean()) < 0.02
+    assert float(off.max()) < 0.2
+    assert torch.equal(found.suggested[found.positions.argsort()], truth.suggested[truth.positions.argsort()])
+    assert found.supporter_positions.shape == (6, 5)
+
+
+def test_zero_gradients_have_no_counts(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Tanh()).eval()
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    x[11] = 0
+    index = Index.build(tmp_path, GradientKernel(model), x, dim=64)
+    for count in (index.soft_count, index.hard_count, index.power_count):
+        with pytest.warns(ZeroGradientWarning, match=r"1 samples is zero: \[11\]"):
+            counts = count()
+        assert counts.values.isnan().nonzero().flatten().tolist() == [11]
+        assert 11 not in counts.order()
+    with pytest.warns(ZeroGradientWarning):
+        exact, found = hard_count(GradientKernel(model), x, thresholds=0.5), index.hard_count(0.5)
+    assert float((found.values - exact.values).nan_to_num().abs().max()) <= 4
+
+
+def test_questions_that_make_no_sense(built: Any, tmp_path: Path) -> None:
+    kernel, samples, index = built
+    with pytest.raises(InputError, match="is nan"):
+        index.hard_count(float("nan"))
+    with pytest.raises(InputError, match="must be positive"):
+        index.power_count(0)
+    with pytest.raises(InputError, match="must be positive"):
+        index.label_suspects(power=-1)
+    x = samples.take(range(50)).inputs
+    with pytest.raises(TargetError, match="has no targets"):
+        Index.build(tmp_path, kernel, x, dim=16).label_suspects()
