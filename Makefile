@@ -1,6 +1,6 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench peers setup clean
+.PHONY: help demo test check docs bench stress peers setup clean
 
 python := .venv/bin/python
 
@@ -36,6 +36,9 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard
+
+stress: setup  ## kill processes that write an index, and damage its files, many times over
+	$(python) -m tests.faults
 
 peers: setup  ## add the libraries that the benchmarks compare with, where they can be had
 	@bash scripts/setup_bench.sh

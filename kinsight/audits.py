@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from kinsight.building import ROWS
-from kinsight.density import counted
+from kinsight.density import above, counted, powers
 from kinsight.knn import sketches_of
 from kinsight.progress import Advance
 from kinsight.rows import matrix_of
@@ -60,18 +60,47 @@ def soft_counts(store: Store, *, include_self: bool) -> tuple[Tensor, Tensor]:
     return found, errors
 
 
-def counts_between(
-    store: Store, count: Callable[[Tensor], Tensor], error: float, *, include_self: bool, advance: Advance
+def hard_counts(
+    store: Store, thresholds: Sequence[float], error: float, *, include_self: bool, advance: Advance
 ) -> tuple[Tensor, Tensor]:
-    """A count of cosines, and half of what it changes by when all of them are off by `error` either way. [n k] each."""
-    n = store.n_rows(ROWS)
+    """How many cosines are above each threshold, and the root mean square error of that. [n k] each.
 
-    def shifted(similarities: Tensor) -> Tensor:
-        """The count as it is, with cosines lower, and with cosines higher; x itself, 1, stays."""
-        moves = (0.0, -error, error)
-        each = [count(torch.where(similarities == 1.0, 1.0, (similarities + move).clamp(max=1.0))) for move in moves]
-        return torch.cat(each, dim=1)
+    With normal errors of standard deviation `error`, a cosine is on the wrong side of tau with the probability
+    p = Phi(-|cos - tau| / error). Were they independent, the count would vary by sum p (1 - p), and be off by sum +-p
+    on average; were they one and the same for all neighbors of a sample, it would be off by half of what it changes by
+    between tau - error and tau + error. They are something between: the squares of all three are added up.
+    """
+    taus = torch.as_tensor(thresholds, dtype=torch.float64)
+    at, below, beyond = (above((taus + move).tolist()) for move in (0.0, -error, error))
+    scale = max(error, 1e-12) * 2**0.5
 
-    found = counted(cosines(store), torch.arange(n), shifted, include_self=include_self, advance=advance)
-    values, low, high = found.chunk(3, dim=1)
-    return values, (high - low).abs() / 2
+    def with_error(similarities: Tensor) -> Tensor:
+        others = similarities.masked_fill(similarities == 1.0, -torch.inf)  # but x itself
+        distance = others[..., None] - taus
+        wrong = torch.special.erfc(distance.abs() / scale) / 2
+        bias, variance = torch.where(distance > 0, -wrong, wrong).sum(dim=1), (wrong * (1 - wrong)).sum(dim=1)
+        return torch.cat([at(similarities), bias, variance, below(others) - beyond(others)], dim=1)
+
+    values, bias, variance, between = _counted(store, with_error, 4, include_self=include_self, advance=advance)
+    return values, (variance + bias.square() + between.square() / 4).sqrt()
+
+
+def power_counts(
+    store: Store, power: float, error: float, *, include_self: bool, advance: Advance
+) -> tuple[Tensor, Tensor]:
+    """Sums of powers of positive cosines, and half of what they change by when all are off by `error`. [n 1] each."""
+    count = powers(power)
+
+    def with_error(similarities: Tensor) -> Tensor:
+        low, high = (torch.where(similarities == 1.0, 1.0, similarities + move) for move in (-error, error))
+        return torch.cat([count(similarities), count(low), count(high.clamp(max=1))], dim=1)
+
+    values, low, high = _counted(store, with_error, 3, include_self=include_self, advance=advance)
+    return values, (high - low) / 2
+
+
+def _counted(
+    store: Store, count: Callable[[Tensor], Tensor], n_parts: int, *, include_self: bool, advance: Advance
+) -> tuple[Tensor, ...]:
+    own = torch.arange(store.n_rows(ROWS))
+    return counted(cosines(store), own, count, include_self=include_self, advance=advance).chunk(n_parts, dim=1)

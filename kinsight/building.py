@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import warnings
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kinsight.batches import has_samples, leaves
 from kinsight.engine import read_ahead
-from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, ZeroGradientWarning
+from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError
 from kinsight.identity import check_identity, content_digests, identity_of
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.manifest import MANIFEST
+from kinsight.plan import N_TRIED, some_of
 from kinsight.progress import Advance, progress_bar
 from kinsight.rows import MAX_PREVIEW_NUMBERS, as_table, ids_of, matrix_of
 from kinsight.samples import Batch, Id, Samples
-from kinsight.sketch import dim_for, sketch
+from kinsight.sketch import error_of, measured_dim, similarities, sketch
 from kinsight.store import Store
 
 ROWS = "rows"
@@ -35,7 +33,7 @@ often (a commit takes about 10 ms and the time that the disk needs for its bytes
 MIN_SHARD, MAX_SHARD = 64, 2048
 
 N_MEASURED = 64
-"""Samples whose similarities are compared with those of their sketches."""
+"""Samples whose similarities are compared with those of their sketches in the end."""
 
 ERROR = 0.05
 """Root mean square error of a similarity that is asked for where nothing else is said."""
@@ -150,7 +148,10 @@ def build(
                     )
             _fill(store, kernel, samples, 0, progress=progress)
         return
-    dim = dim_for(error) if dim is None else dim
+    if dim is None:
+        dim = measured_dim(
+            kernel, samples.take(some_of(len(samples), N_TRIED, seed)), error, seed=seed, normalization=normalization
+        )
     if dim < 1:
         raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
     about = {
@@ -226,35 +227,12 @@ def _fill(store: Store, kernel: GradientKernel, samples: Samples, number: int, *
 
 
 def measured_error(store: Store, kernel: GradientKernel, samples: Samples, first_row: int) -> dict[str, Any]:
-    """How far similarities from sketches are off, on all pairs of some random samples.
-
-    Returns:
-        Root mean square error of inner products (`inner`) and of cosines (`cosine`) of sketches, both with their
-        standard error over samples, and how many samples were compared.
-    """
-    generator = torch.Generator().manual_seed(store.about["seed"])
-    places = torch.randperm(len(samples), generator=generator)[:N_MEASURED].sort().values.tolist()
-    truth = _similarity(kernel, samples.take(places), store.about["normalization"])
+    """`error_of` the sketches that are kept, on all pairs of some random samples of one part."""
+    places = some_of(len(samples), N_MEASURED, store.about["seed"])
+    truth = similarities(kernel, samples.take(places), store.about["normalization"])
     rows = [first_row + place for place in places]
-    values = matrix_of(store.take(ROWS, rows, ["sketch"])["sketch"]).double()
-    units = values / values.norm(dim=1, keepdim=True).clamp(min=1e-300)
-    pairs = ~torch.eye(len(places), dtype=torch.bool) & ~truth.isnan()
-    found: dict[str, Any] = {"n_samples": len(places)}
-    for name, each in (("inner", values), ("cosine", units)):
-        squares = torch.where(pairs, (each @ each.T - truth).square(), 0.0)
-        n_pairs = max(1, int(pairs.sum()))
-        mean = float(squares.sum()) / n_pairs
-        of_samples = squares.sum(dim=1) / pairs.sum(dim=1).clamp(min=1)
-        spread = float(of_samples.std()) / math.sqrt(len(places)) if len(places) > 1 else 0.0
-        found[name] = math.sqrt(mean)
-        found[f"{name}_standard_error"] = spread / (2 * math.sqrt(mean)) if mean else 0.0
-    return found
-
-
-def _similarity(kernel: GradientKernel, batch: Batch, normalization: Normalization) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ZeroGradientWarning)  # their rows are left out
-        return (kernel.similarity(batch) if normalization == "whitened" else kernel.flat_similarity(batch)).cpu()
+    values = matrix_of(store.take(ROWS, rows, ["sketch"])["sketch"])
+    return {"n_samples": len(places), **error_of(values, truth)}
 
 
 def _small(batch: Batch, row: int) -> Tensor | None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from kinsight import building
-from kinsight.audits import cosines, counts_between, soft_counts
+from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
 from kinsight.building import ERROR, ROWS
-from kinsight.density import Counts, above, powers
+from kinsight.density import Counts
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError, UnknownNameError
 from kinsight.identity import check_identity, content_digests
 from kinsight.kernel import GradientKernel, Normalization
@@ -84,9 +84,9 @@ class Index:
             folder: where; made where it does not exist.
             kernel: the gradient kernel of the network.
             data: whatever `Samples` takes.
-            dim: numbers in a sketch; by `error` where left out.
-            error: root mean square error of a similarity from sketches that is asked for; what it then is, is measured
-                on random samples, and stored.
+            dim: numbers in a sketch; as many as `error` needs, by a trial on 32 samples, where left out.
+            error: root mean square error of inner products of sketches that is asked for; what it then is, is
+                measured on random samples, and stored.
             seed: of the projection.
             normalization: 'whitened' or 'flat' similarity.
             previews: whether a thumbnail, a text or a few numbers are kept of each sample.
@@ -316,18 +316,22 @@ class Index:
     ) -> Counts:
         """The hard count of every sample, from the cosines of sketches: [n], or [n k] for k thresholds.
 
-        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
+        Its error is what follows from cosines whose errors are normal, as large as the index's, and partly common.
         """
-        counts = self._counts(above(thresholds), include_self=include_self, progress=progress)
+        taus = thresholds if isinstance(thresholds, Sequence) else [thresholds]
+        counts = self._counts(functools.partial(hard_counts, thresholds=taus), include_self, progress=progress)
         return counts if isinstance(thresholds, Sequence) else counts.column(0)
 
     def power_count(self, power: float = 8.0, *, include_self: bool = True, progress: bool = False) -> Counts:
-        """The power count of every sample, from the cosines of sketches, with an error as for `hard_count`. [n]."""
-        return self._counts(powers(power), include_self=include_self, progress=progress).column(0)
+        """The power count of every sample, from the cosines of sketches. [n].
 
-    def _counts(self, count: Callable[[Tensor], Tensor], *, include_self: bool, progress: bool) -> Counts:
+        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
+        """
+        return self._counts(functools.partial(power_counts, power=power), include_self, progress=progress).column(0)
+
+    def _counts(self, count: Callable[..., tuple[Tensor, Tensor]], include_self: bool, *, progress: bool) -> Counts:
         with progress_bar("counting", len(self) ** 2, is_shown=progress) as advance:
-            values, error = counts_between(self.store, count, self.error, include_self=include_self, advance=advance)
+            values, error = count(self.store, error=self.error, include_self=include_self, advance=advance)
         self._warn_undefined(values[:, 0])
         return Counts(self.ids, values, len(self), self.normalization, include_self, "sketches", error)
 

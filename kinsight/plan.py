@@ -25,11 +25,12 @@ from kinsight.errors import UnknownNameError
 from kinsight.kernel import GradientKernel
 from kinsight.live import peak_bytes
 from kinsight.samples import Batch, Samples
+from kinsight.sketch import measured_dim, sketch
 from kinsight.unit_gradients import UnitGradients
 
-Question = Literal["gram", "similarity", "soft_count"]
+Question = Literal["gram", "similarity", "soft_count", "index"]
 """Kernel values of all pairs; similarities of all pairs, as neighbors, hard and power counts and label suspects need
-them; the soft count."""
+them; the soft count; an index."""
 
 PROBE_SECONDS = 0.5
 """Time on one batch after which no larger one is tried."""
@@ -53,8 +54,10 @@ class Plan:
         n_groups: groups of row batches whose gradients are held at once.
         n_passes: batches run forward and backward, one backward pass an output.
         peak_bytes: most memory that tensors take at once, beside the model, the data and the result.
-        result_bytes: size of the result; 0 for similarities, of which those who ask keep little.
+        result_bytes: size of the result, of an index on disk, without previews; 0 for similarities, of which those who
+            ask keep little.
         seconds: time, on this machine, as busy as it is now.
+        dim: numbers in a sketch; 0 where there is none.
     """
 
     question: Question
@@ -66,6 +69,7 @@ class Plan:
     peak_bytes: int
     result_bytes: int
     seconds: float
+    dim: int = 0
 
 
 @dataclass
@@ -118,14 +122,25 @@ class Probe:
         return gradients.gram_cost(n, m) / rate
 
 
-def plan(kernel: GradientKernel, data: Any, queries: Any = None, *, question: Question = "gram") -> Plan:
+def plan(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any = None,
+    *,
+    question: Question = "gram",
+    error: float = 0.05,
+    dim: int | None = None,
+) -> Plan:
     """Bytes, passes and time of a question, before it is asked: a few samples are worked on for about a second.
 
     Args:
         kernel: the gradient kernel of the network.
         data: whatever `Samples` takes: the columns.
         queries: whatever `Samples` takes: the rows; the data itself where left out.
-        question: 'gram' (kernel values), 'similarity' (as neighbors, hard and power counts need them) or 'soft_count'.
+        question: 'gram' (kernel values), 'similarity' (as neighbors, hard and power counts need them), 'soft_count' or
+            'index'.
+        error: root mean square error of an index's similarities that is asked for: how long its sketches are then.
+        dim: numbers in a sketch; by `error` where left out.
 
     Returns:
         `Plan`. Measured against what then happened, memory and time of the benchmarks are in docs/benchmarks.md.
@@ -133,12 +148,14 @@ def plan(kernel: GradientKernel, data: Any, queries: Any = None, *, question: Qu
     Raises:
         UnknownNameError: there is no such question.
     """
-    if question not in ("gram", "similarity", "soft_count"):
-        raise UnknownNameError(f"question {question!r} is unknown: use 'gram', 'similarity' or 'soft_count'.")
+    if question not in ("gram", "similarity", "soft_count", "index"):
+        raise UnknownNameError(f"question {question!r} is unknown: use 'gram', 'similarity', 'soft_count' or 'index'.")
     columns = Samples.wrap(data)
     rows = columns if queries is None or queries is data else Samples.wrap(queries)
     sizes = kernel.block_size(rows), kernel.block_size(columns)
     n, m = len(rows), 0 if rows is columns else len(columns)
+    if question == "index":
+        return _index(kernel, columns, sizes[1], error, dim)
     if question == "soft_count":
         probe = _measure(kernel, columns, sizes[1], steps=("gradients", "norms", "sum", "dot"))
         return _soft_count(kernel, probe, len(columns), sizes[1], (n, sizes[0]) if m else (0, 1))
@@ -300,3 +317,44 @@ def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, queries
     return Plan(
         "soft_count", n_queries or n, n if n_queries else 0, size, 1, passes, int(peak), 8 * (n_queries or n), total
     )
+
+
+def _index(kernel: GradientKernel, samples: Samples, size: int, error: float, dim: int | None) -> Plan:
+    """Sketches of all samples, one pass each; see `kinsight.building`."""
+    n = len(samples)
+    dim = measured_dim(kernel, samples.take(some_of(n, N_TRIED)), error) if dim is None else dim
+    seconds, peak = Line(), Line()
+    kept = [*kernel.model.parameters(), *kernel.model.buffers()]
+    each, spent = min(4, size, n), 0.0
+    while True:
+        batch = next(samples.batches(each)).to(kernel.device)
+        with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as found:
+            sketch(kernel, batch, dim)
+        start = time.perf_counter()
+        sketch(kernel, batch, dim)
+        if kernel.device.type == "cuda":
+            torch.cuda.synchronize(kernel.device)
+        spent = time.perf_counter() - start
+        seconds.points.append((each, spent))
+        peak.points.append((each, WORKSPACE * found[0]))
+        if each >= min(size, n) or (spent > PROBE_SECONDS and len(peak.points) > 1):
+            break
+        each = min(2 * each, size, n)
+    whole = min(size, n)
+    row_bytes = 2 * dim + 8 * (kernel.n_outputs or 1) + ROW_BYTES
+    total = seconds(whole) * n / whole
+    return Plan("index", n, 0, size, 1, -(-n // size), int(peak(whole)), n * row_bytes, total, dim)
+
+
+def some_of(n: int, k: int, seed: int = 0) -> list[int]:
+    """At most k of n positions, at random, in order."""
+    generator = torch.Generator().manual_seed(seed % 2**63)
+    found: list[int] = torch.randperm(n, generator=generator)[:k].sort().values.tolist()
+    return found
+
+
+N_TRIED = 32
+"""Samples whose similarities are compared with those of sketches, to choose their length."""
+
+ROW_BYTES = 50
+"""Of a row of an index beside sketch and outputs: id, digest, norm, rank, target."""

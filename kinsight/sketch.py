@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from kinsight.axes import Outputs, PerSample
 from kinsight.contractions import add_in_float64, full_precision, in_float64
-from kinsight.errors import InputError
+from kinsight.errors import InputError, ZeroGradientWarning
 from kinsight.gradients import Gradients
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.projection import Projection
@@ -98,6 +99,73 @@ def dim_for(error: float) -> int:
     if not 0 < error < 2:
         raise InputError(f"error is {error}: similarities are in [-1, 1], so it has to be between 0 and 2.")
     return math.ceil((2 / error) ** 2)
+
+
+def measured_dim(
+    kernel: GradientKernel, x: Inputs | Batch, error: float, *, seed: int = 0, normalization: Normalization = "whitened"
+) -> int:
+    """The same, going by how far sketches of some samples are off: shorter where gradients are spread out.
+
+    Lengths are tried until one has the error that is asked for with this very seed, and one that is a third shorter
+    could not: where few parameters matter, errors do not just fall as 1 / sqrt(dim), and seeds differ. Never more than
+    `dim_for`.
+    """
+    batch, most = as_batch(x), dim_for(error)
+    if len(batch) < 3 or most <= STEP:
+        return most
+    truth = similarities(kernel, batch, normalization)
+    dim, too_short = min(most, FIRST_DIM), 0
+    while True:
+        values = sketch(kernel, batch, dim, seed=seed, normalization=normalization).values
+        ratio = MARGIN * error_of(values, truth)["inner"] / error
+        needed = math.ceil(max(ratio**2, 0.25) * dim / STEP) * STEP  # a quarter at most, going by one length
+        if ratio <= 1:
+            needed = max(needed, too_short + STEP)
+            if needed > dim / 1.5:
+                return dim
+        elif dim == most:
+            return dim
+        else:
+            too_short, needed = dim, max(needed, dim + STEP)
+        dim = min(most, needed)
+
+
+FIRST_DIM, STEP, MARGIN = 1024, 64, 1.1
+"""Length of sketches that is tried first, what lengths are multiples of, and how much an error may be larger for other
+samples."""
+
+
+def error_of(values: Tensor, truth: Tensor) -> dict[str, float]:
+    """How far similarities from sketches are off, over all pairs of samples.
+
+    Args:
+        values: sketches, [n dim].
+        truth: similarities, [n n]; nan where there are none.
+
+    Returns:
+        Root mean square error of inner products (`inner`) and of cosines (`cosine`), both with their standard error
+        over samples.
+    """
+    values = values.double()
+    units = values / values.norm(dim=1, keepdim=True).clamp(min=1e-300)
+    pairs = ~torch.eye(len(values), dtype=torch.bool) & ~truth.isnan()
+    found: dict[str, float] = {}
+    for name, each in (("inner", values), ("cosine", units)):
+        squares = torch.where(pairs, (each @ each.T - truth).square(), 0.0)
+        mean = float(squares.sum()) / max(1, int(pairs.sum()))
+        of_samples = squares.sum(dim=1) / pairs.sum(dim=1).clamp(min=1)
+        spread = float(of_samples.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        found[name] = math.sqrt(mean)
+        found[f"{name}_standard_error"] = spread / (2 * math.sqrt(mean)) if mean else 0.0
+    return found
+
+
+def similarities(kernel: GradientKernel, batch: Batch, normalization: Normalization) -> Tensor:
+    """The exact similarities of a batch; nan for samples with zero gradient, of which nothing is said. [n n]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)
+        found = kernel.similarity(batch) if normalization == "whitened" else kernel.flat_similarity(batch)
+    return found.cpu()
 
 
 def _of_batch(kernel: GradientKernel, batch: Batch, dim: int, seed: int, normalization: Normalization) -> Sketch:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ from lance.fragment import write_fragments
 from kinsight.durable import Lock, digest_of, sync, writing
 from kinsight.errors import DamagedIndexError, IndexExistsError, IndexWriteError, StoreError
 from kinsight.manifest import MANIFEST, TABLE_NAME, read_manifest, write_manifest
+
+# The workers of a DataLoader are forked; they read the user's data, and never touch an index.
+warnings.filterwarnings("ignore", message="lance is not fork-safe", category=UserWarning)
 
 STORAGE_VERSION: Literal["2.2"] = "2.2"
 """Of Lance's data files."""

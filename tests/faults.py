@@ -18,7 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from kinsight import GradientKernel, Index, Samples, building
 from kinsight.errors import DamagedIndexError, IndexFormatError, NoIndexError
 from kinsight.manifest import MANIFEST
 from kinsight.store import Store
@@ -138,6 +140,64 @@ def check_rows(folder: Path, n_acknowledged: int) -> int:
     return n_shards
 
 
+def network_and_data() -> tuple[torch.nn.Module, Samples, Samples]:
+    """A small network, what its index is built from, and what is appended to it."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)).eval()
+    x = torch.randn(1500, 6)
+    return model, Samples(x[:1000]), Samples(x[1000:], ids=range(1000, 1500))
+
+
+def finish(folder: Path) -> Index:
+    """An index built, appended to, and its neighbors found: from wherever an earlier call was stopped."""
+    building.MAX_SHARD = 64
+    model, first, second = network_and_data()
+    kernel = GradientKernel(model)
+    if not (folder / MANIFEST).exists() or len(Index(folder, partial=True)) <= len(first):
+        Index.build(folder, kernel, first, dim=64, resume=True)
+    index = Index(folder, partial=True)
+    if not index.about["parts"][-1]["is_complete"] or len(index) < len(first) + len(second):
+        index.append(kernel, second)
+    Index(folder).build_neighbors(k=5, max_bytes=2**22)
+    return Index(folder)
+
+
+BUILDER = """
+import sys
+from pathlib import Path
+from tests.faults import finish
+print("begin", flush=True)
+finish(Path(sys.argv[1]))
+print("end", flush=True)
+"""
+
+
+def killed_builder(folder: Path, seconds: float) -> bool:
+    """Let a process build an index for a while, then kill it. Whether it came to the end before."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    builder = subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert builder.stdout is not None
+    builder.stdout.readline()
+    time.sleep(seconds)
+    builder.send_signal(signal.SIGKILL)
+    is_done = "end" in builder.stdout.read()
+    builder.wait()
+    builder.stdout.close()
+    return is_done
+
+
+def columns_of(index: Index) -> dict[str, list[object]]:
+    """All that an index keeps, by column."""
+    found: dict[str, list[object]] = {}
+    for table in ("rows", "neighbors"):
+        for part in index.store.scan(table, index.store.dataset(table).schema.names):
+            for name in part.schema.names:
+                found.setdefault(name, []).extend(part[name].to_pylist())
+    return found
+
+
 def main() -> None:
     """Do it often."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -155,6 +215,15 @@ def main() -> None:
         print(
             f"{given.kills} kills of a writer that appends and compacts: {n_shards} shards, none lost, torn or doubled"
         )
+        built, at_once = Path(name) / "built", finish(Path(name) / "at once")
+        n_ends = 0
+        for _ in range(given.kills):
+            if killed_builder(built, chance.uniform(0, 1.0)):
+                n_ends += 1
+                assert columns_of(Index(built)) == columns_of(at_once), "rows differ"
+                shutil.rmtree(built)
+        assert columns_of(finish(built)) == columns_of(at_once), "rows differ"
+        print(f"{given.kills} kills of build, append and search, {n_ends + 1} of them to the end: the same rows")
         filled_store(whole, 12)
         missed = [problem for _ in range(given.damages) if (problem := survives_damage(whole, chance))]
         print(f"{given.damages - len(missed)} of {given.damages} damaged files found")

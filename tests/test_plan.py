@@ -1,6 +1,7 @@
 """A plan counts what then happens; its bytes are those of tensors that are alive."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +124,20 @@ def test_lines_go_through_the_last_two_points() -> None:
 def test_unknown_questions_are_refused() -> None:
     with pytest.raises(kinsight.errors.UnknownNameError, match="question 'density' is unknown: use 'gram'"):
         kinsight.plan(GradientKernel(model()), images(4), question="density")  # type: ignore[arg-type]
+
+
+def test_an_index_is_planned_as_it_is_then_built(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kernel = kinsight.GradientKernel(
+        torch.nn.Sequential(torch.nn.Linear(20, 40), torch.nn.Tanh(), torch.nn.Linear(40, 3))
+    )
+    data = torch.randn(500, 20)
+    found = kinsight.plan(kernel, data, question="index", error=0.05)
+    index = kinsight.Index.build(tmp_path, kernel, data, error=0.05, previews=False)
+    assert found.dim == index.dim
+    assert (found.n, found.m, found.n_groups) == (500, 0, 1)
+    assert 0.7 < found.result_bytes / index.info()["bytes"] < 1.2
+    assert found.peak_bytes > 0
+    assert found.seconds > 0
+    assert kinsight.plan(kernel, data, question="index", dim=128).dim == 128
+    assert kinsight.plan(kernel, data).dim == 0

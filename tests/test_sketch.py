@@ -9,7 +9,7 @@ from kinsight import GradientKernel, sketch
 from kinsight.errors import InputError, NonFiniteError
 from kinsight.gradients import Factored
 from kinsight.projection import Projection
-from kinsight.sketch import dim_for
+from kinsight.sketch import dim_for, error_of, measured_dim
 from tests.zoo import ZOO, Case
 
 MODELS = [pytest.param(case, id=case.name) for case in ZOO]
@@ -197,6 +197,26 @@ def test_dim_for_an_error() -> None:
     assert dim_for(0.03125) == 4096
     with pytest.raises(InputError, match="between 0 and 2"):
         dim_for(0.0)
+
+
+@pytest.mark.parametrize("error", [0.3, 0.1, 0.03, 0.01])
+@pytest.mark.parametrize("name", ["convolutions", "mixer"])
+def test_a_length_by_measure(name: str, error: float) -> None:
+    case = next(case for case in ZOO if case.name == name)
+    kernel, x = GradientKernel(case.model()), case.batch(12)
+    dim = measured_dim(kernel, x, error)
+    assert dim <= dim_for(error)
+    assert dim == dim_for(error) or dim % 64 == 0
+    others = case.batch(20, seed=9)
+    assert error_of(sketch(kernel, others, dim).values, kernel.similarity(others))["inner"] < 1.3 * error
+
+
+def test_a_network_of_few_parameters_needs_few_numbers() -> None:
+    """Its errors jump: no two entries share a bucket where there are enough of them."""
+    kernel, x = GradientKernel(torch.nn.Linear(3, 2)), torch.randn(20, 3)
+    for error in (0.5, 0.1, 0.05, 0.02, 1e-3):
+        assert measured_dim(kernel, x, error) <= 2048
+    assert measured_dim(kernel, x[:2], 0.1) == dim_for(0.1)
 
 
 def test_a_wrong_sign_would_be_noticed() -> None:

@@ -19,6 +19,7 @@ class Question(StrEnum):
     gram = "gram"
     similarity = "similarity"
     soft_count = "soft_count"
+    index_ = "index"  # str has a method of that name
 
 
 def print_plan(
@@ -30,9 +31,11 @@ def print_plan(
         Question,
         typer.Option(
             help="gram: kernel values of all pairs; similarity: all pairs, as neighbors, labels, hard and power counts "
-            "need them; soft_count: density."
+            "need them; soft_count: density; index: an index, with result_bytes on disk."
         ),
     ] = Question.similarity,
+    error: Annotated[float, typer.Option(help="Root mean square error asked of an index.")] = 0.05,
+    dim: Annotated[int | None, typer.Option(min=1, help="Numbers in a sketch; by --error if left out.")] = None,
 ) -> None:
     """Memory, passes and time of a question, before it is asked: a few samples are tried for some seconds."""
     from kinsight.plan import plan
@@ -40,5 +43,5 @@ def print_plan(
     kernel = kernel_of(model, options)
     samples = samples_of(data, options, limit=options.limit)
     asked = None if queries is None else samples_of(queries, options)
-    found = plan(kernel, samples, asked, question=question.value)
+    found = plan(kernel, samples, asked, question=question.value, error=error, dim=dim)
     print_rows([dataclasses.asdict(found)], as_json=options.as_json)
