@@ -24,10 +24,13 @@ def cosines(store: Store, rows: Tensor | None = None) -> Iterator[tuple[slice, s
 
     Those of samples with zero gradient are nan.
     """
-    chosen = torch.arange(store.n_rows(ROWS)) if rows is None else rows
-    for start in range(0, len(chosen), HELD):
-        held = matrix_of(store.take(ROWS, chosen[start : start + HELD].tolist(), ["sketch"])["sketch"]).float()
-        held = _units_or_nan(held)
+    n = store.n_rows(ROWS) if rows is None else len(rows)
+    for start in range(0, n, HELD):
+        if rows is None:
+            part = store.slice(ROWS, start, min(n, start + HELD), ["sketch"])
+        else:
+            part = store.take(ROWS, rows[start : start + HELD].tolist(), ["sketch"])
+        held = _units_or_nan(matrix_of(part["sketch"]).float())
         for first, values in sketches_of(store):
             block = held @ _units_or_nan(values).T
             yield slice(start, start + len(held)), slice(first, first + len(values)), block

@@ -20,7 +20,7 @@ from kinsight.plan import N_TRIED, some_of
 from kinsight.progress import Advance, progress_bar
 from kinsight.rows import MAX_PREVIEW_NUMBERS, as_table, ids_of, matrix_of
 from kinsight.samples import Batch, Id, Samples
-from kinsight.sketch import error_of, measured_dim, similarities, sketch
+from kinsight.sketch import check_dim, error_of, measured_dim, similarities, sketch
 from kinsight.store import Store
 
 ROWS = "rows"
@@ -152,8 +152,7 @@ def build(
         dim = measured_dim(
             kernel, samples.take(some_of(len(samples), N_TRIED, seed)), error, seed=seed, normalization=normalization
         )
-    if dim < 1:
-        raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
+    check_dim(dim)
     about = {
         "kernel": identity_of(kernel), "normalization": normalization, "dim": dim, "seed": seed,
         "has_previews": has_previews, "class_names": samples.class_names, "parts": [_part(samples, dim, first=0)],

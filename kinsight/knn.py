@@ -89,7 +89,7 @@ def fill_neighbors(store: Store, k: int, *, max_bytes: int, progress: bool) -> N
         advance(done)
         for start in range(done, n, size):
             rows = torch.arange(start, min(n, start + size))
-            held = matrix_of(store.take(ROWS, rows.tolist(), ["sketch"])["sketch"]).float()
+            held = matrix_of(store.slice(ROWS, start, start + len(rows), ["sketch"])["sketch"]).float()
             values, places = nearest(sketches_of(store), units_of(held), k, rows)
             values[places < 0] = torch.nan
             table = pa.table(

@@ -81,12 +81,27 @@ def sketch(
     Reference:
         Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams".
     """
-    if dim < 1:
-        raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
+    check_dim(dim)
     batch = as_batch(x)
     size = kernel.block_size(batch)
     parts = [_of_batch(kernel, part, dim, seed, normalization) for part in batch.batches(size)]
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def check_dim(dim: int) -> None:
+    """Raise where no sketch has so many numbers.
+
+    Raises:
+        InputError: it is below 1, or above `MAX_DIM`.
+    """
+    if dim < 1:
+        raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
+    if dim > MAX_DIM:
+        raise InputError(f"dim is {dim}: sketches have at most {MAX_DIM:,} numbers. Exact similarities cost less then.")
+
+
+MAX_DIM = 2**20
+"""Longest sketch: its similarities are off by 1e-3 to 2e-3."""
 
 
 def dim_for(error: float) -> int:
@@ -98,7 +113,13 @@ def dim_for(error: float) -> int:
     """
     if not 0 < error < 2:
         raise InputError(f"error is {error}: similarities are in [-1, 1], so it has to be between 0 and 2.")
-    return math.ceil((2 / error) ** 2)
+    dim = math.ceil((2 / error) ** 2)
+    if dim > MAX_DIM:
+        raise InputError(
+            f"error is {error}: sketches of at most {MAX_DIM:,} numbers are only sure to be off by less than "
+            f"{2 / MAX_DIM**0.5:.1g}. Ask for that, or pass dim= yourself; similarities of the kernel are exact."
+        )
+    return dim
 
 
 def measured_dim(
@@ -110,9 +131,10 @@ def measured_dim(
     could not: where few parameters matter, errors do not just fall as 1 / sqrt(dim), and seeds differ. Never more than
     `dim_for`.
     """
-    batch, most = as_batch(x), dim_for(error)
+    batch = as_batch(x)
+    most = dim_for(max(error, 2 / MAX_DIM**0.5))
     if len(batch) < 3 or most <= STEP:
-        return most
+        return dim_for(error)
     truth = similarities(kernel, batch, normalization)
     dim, too_short = min(most, FIRST_DIM), 0
     while True:
@@ -124,7 +146,7 @@ def measured_dim(
             if needed > dim / 1.5:
                 return dim
         elif dim == most:
-            return dim
+            return dim_for(error)
         else:
             too_short, needed = dim, max(needed, dim + STEP)
         dim = min(most, needed)

@@ -311,6 +311,11 @@ class Store:
         with self._reading(name):
             return self.dataset(name).take(list(rows), columns=list(columns))
 
+    def slice(self, name: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
+        """Rows start:stop, in the order of the shards."""
+        with self._reading(name):
+            return self.dataset(name).to_table(columns=list(columns), offset=start, limit=stop - start)
+
     def n_rows(self, name: str) -> int:
         """Rows of a table that are committed."""
         return sum(shard["n"] for shard in self.tables.get(name, {"shards": []})["shards"])

@@ -187,9 +187,11 @@ def test_nan_is_named() -> None:
         sketch(GradientKernel(torch.nn.Linear(3, 1)), x, 8)
 
 
-@pytest.mark.parametrize("dim", [0, -1])
-def test_no_length_below_one(dim: int) -> None:
-    with pytest.raises(InputError, match="a sketch has at least 1 number"):
+@pytest.mark.parametrize(
+    ("dim", "message"), [(0, "at least 1 number"), (-1, "at least 1"), (2**40, "at most 1,048,576")]
+)
+def test_lengths_that_make_no_sense(dim: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         sketch(GradientKernel(torch.nn.Linear(3, 1)), torch.randn(2, 3), dim)
 
 
@@ -197,6 +199,8 @@ def test_dim_for_an_error() -> None:
     assert dim_for(0.03125) == 4096
     with pytest.raises(InputError, match="between 0 and 2"):
         dim_for(0.0)
+    with pytest.raises(InputError, match=r"less than 0\.002"):
+        dim_for(1e-6)
 
 
 @pytest.mark.parametrize("error", [0.3, 0.1, 0.03, 0.01])
