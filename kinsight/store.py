@@ -27,6 +27,7 @@ os.environ.setdefault("LANCE_LOG", "error")  # read when lance is imported
 import lance
 import pyarrow as pa
 from lance.fragment import write_fragments
+from torch import Tensor
 
 from kinsight.durable import Lock, digest_of, sync, writing
 from kinsight.errors import DamagedIndexError, IndexExistsError, IndexWriteError, StoreError
@@ -212,6 +213,15 @@ class Store:
             dataset.optimize.optimize_indices()
             self._adopt_version(name, dataset, self.tables[name]["shards"])
 
+    def index_vectors(self, name: str, column: str, n_partitions: int) -> None:
+        """Commit an approximate search index of a column of vectors, by cosine, in place of an earlier one."""
+        self._need_lock()
+        with writing(self.folder), self._closing_on_error():
+            dataset = self.dataset(name).create_index(
+                column, "IVF_RQ", metric="cosine", num_partitions=n_partitions, replace=True
+            )
+            self._adopt_version(name, dataset, self.tables[name]["shards"])
+
     @contextlib.contextmanager
     def _closing_on_error(self) -> Iterator[None]:
         """What is half done is swept away by whoever opens the store next: nothing more is written before."""
@@ -310,6 +320,27 @@ class Store:
         """Rows by their number, in the order of the shards."""
         with self._reading(name):
             return self.dataset(name).take(list(rows), columns=list(columns))
+
+    def nearest(self, name: str, column: str, vector: Tensor, k: int, *, n_probes: int, refine: int) -> pa.Table:
+        """`row` of the k vectors with the largest cosines, as far as the search index finds them, and `_distance`.
+
+        Args:
+            name, column: of the vectors.
+            vector: whose neighbors are asked for.
+            k: how many.
+            n_probes: partitions that are looked into.
+            refine: times k vectors are compared in full.
+        """
+        asked = {
+            "column": column,
+            "q": vector.numpy(),
+            "k": k,
+            "nprobes": n_probes,
+            "refine_factor": refine,
+            "metric": "cosine",
+        }
+        with self._reading(name):
+            return self.dataset(name).to_table(columns=["row"], nearest=asked)
 
     def slice(self, name: str, start: int, stop: int, columns: Sequence[str]) -> pa.Table:
         """Rows start:stop, in the order of the shards."""

@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+    np.savez(tmp_path / "large.npz", x=rng.normal(size=(300, 3)).astype(np.float32))
     np.savez(tmp_path / "queries.npz", x=x[:2] + 0.1)
     np.savez(tmp_path / "more.npz", x=x + 1, ids=np.array([f"new {row}" for row in range(60)]))
     return tmp_path
@@ -101,6 +102,13 @@ def test_append_resume_overwrite(folder: Path, capsys: pytest.CaptureFixture[str
     status, _, err = run(capsys, *BUILD, "--append", "--resume")
     assert status == 2
     assert "neither --resume nor --overwrite" in err
+
+
+def test_approximate_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = answer(capsys, "index", "shop:build", "npz:large.npz", "--out", "large", "--search", *QUIET)
+    assert 0.9 < built["recall"] <= 1
+    asked = ("neighbors", "--index", "large", "--ids", "7", "-k", "3", "--quiet")
+    assert len(answer(capsys, *asked)["rows"]) == 3
 
 
 def test_damage_is_named_with_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -487,7 +487,7 @@ def test_the_format_is_written_down(index: Index) -> None:
     known = {
         name for line in about.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
     }
-    assert known == {*index.about, "neighbors"}
+    assert known == {*index.about, "neighbors", "search"}
 
 
 @pytest.mark.slow
@@ -498,3 +498,36 @@ def test_a_killed_build_goes_on_to_the_same_rows(tmp_path: Path) -> None:
         found = Index(tmp_path / "killed", partial=True)
         assert found.verify() == []
     assert columns_of(finish(tmp_path / "killed")) == columns_of(finish(tmp_path / "at once"))
+
+
+def test_approximate_search(kernel: GradientKernel, tmp_path: Path) -> None:
+    samples = data(1500, seed=8)
+    index = Index.build(tmp_path, kernel, samples, dim=64)
+    queries = data(12, seed=5)
+    exact = index.neighbors(queries, k=10, kernel=kernel)
+    assert index.info()["recall"] is None
+    searched = index.build_search(least_recall=0.95)
+    how = searched.about["search"]
+    assert 0.95 <= how["recall"] <= 1
+    assert how["n_probes"] <= how["n_partitions"] == 23
+    assert searched.info()["recall"] == how["recall"]
+    found = searched.neighbors(queries, k=10, kernel=kernel)
+    is_found = found.similarities >= exact.similarities - 1e-3
+    assert float(is_found.double().mean()) > 0.85
+    assert torch.equal(searched.neighbors(queries, k=10, kernel=kernel, is_exhaustive=True).positions, exact.positions)
+    true = searched.neighbors(queries, k=10, kernel=kernel, data=samples)
+    assert (true.similarities - neighbors(kernel, queries, samples, 10).similarities).abs().mean() < 1e-3
+    assert 7 not in searched.neighbors(ids=[7], k=20).ids[0]
+    assert searched.verify() == []
+
+
+def test_approximate_search_sees_what_is_appended(kernel: GradientKernel, tmp_path: Path) -> None:
+    index = Index.build(tmp_path, kernel, data(400), dim=64).build_search()
+    again = data(400).take([33, 250]).inputs
+    longer = index.append(kernel, Samples(again, data(400).targets[[33, 250]], ids=["twin of 33", "twin of 250"]))
+    found = longer.neighbors(ids=[33, 250], k=1)
+    assert found.ids == (("twin of 33",), ("twin of 250",))
+    assert bool((found.similarities > 0.999).all())
+    assert longer.verify() == []
+    with pytest.raises(InputError, match="below 256 there is nothing to partition"):
+        Index.build(tmp_path / "few", kernel, data(50), dim=16).build_search()

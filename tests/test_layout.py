@@ -65,6 +65,7 @@ ORDER = [
     "building",
     "search",
     "knn",
+    "approximate",
     "audits",
     "index",
     "explorer",
