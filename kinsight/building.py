@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,28 @@ def refuse_taken(ids: Iterable[Id], taken: set[Id]) -> None:
                 f"The id {id_!r} is in the index already. An answer could not say which of the two samples is meant: "
                 "pass ids= that are not taken."
             )
+
+
+def taken(store: Store, samples: Samples, rows: Sequence[int]) -> Batch:
+    """The samples of some rows, from the data an index was built from, compared with what it was then.
+
+    Raises:
+        ChangedDataError: the data is another.
+    """
+    if len(samples) != store.n_rows(ROWS):
+        raise ChangedDataError(
+            f"The index has {store.n_rows(ROWS)} samples and this data {len(samples)}: it is not what the index was "
+            "built from. Pass the same data, or leave it out for estimates from sketches."
+        )
+    batch = samples.take(rows)
+    known = store.take(ROWS, rows, ["content"])["content"].to_pylist()
+    for id_, row, stored, found in zip(batch.ids, rows, known, content_digests(batch), strict=True):
+        if stored != found:
+            raise ChangedDataError(
+                f"The data has changed since the index was built: the sample at position {row} ({id_!r}) has another "
+                "input or target. Its true similarity would be that of something else. Build the index anew."
+            )
+    return batch
 
 
 def _part(samples: Samples, dim: int, first: int) -> dict[str, Any]:

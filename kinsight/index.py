@@ -14,10 +14,11 @@ from torch import Tensor
 from kinsight import building
 from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
 from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
-from kinsight.building import ERROR, ROWS
+from kinsight.building import ERROR, ROWS, taken
 from kinsight.density import Counts
-from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError, UnknownNameError
-from kinsight.identity import check_identity, content_digests
+from kinsight.errors import IncompleteIndexError, InputError, TargetError, UnknownNameError
+from kinsight.exchange import read_parquet, write_parquet
+from kinsight.identity import check_identity
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.knn import TABLE, NeighborTable, fill_neighbors, sketches_of
 from kinsight.labels import LabelSuspects, Task, suspects_among
@@ -127,6 +128,25 @@ class Index:
         building.append(self.folder, kernel, Samples.wrap(data), progress=progress)
         return Index(self.folder)
 
+    def export(self, file: str | Path, *, overwrite: bool = False) -> int:
+        """Write all rows to one Parquet file; how many. `Index.of_parquet` makes an index of it again.
+
+        Raises:
+            IndexExistsError, IndexWriteError: the file exists, or cannot be written.
+        """
+        return write_parquet(self.store, Path(file), overwrite=overwrite)
+
+    @classmethod
+    def of_parquet(cls, file: str | Path, folder: str | Path, *, overwrite: bool = False) -> Index:
+        """An index in a folder, of a file that `export` wrote.
+
+        Raises:
+            NoIndexError, IndexFormatError: there is no such file, or it is something else.
+            IndexExistsError, IndexWriteError: the folder cannot be written.
+        """
+        read_parquet(Path(file), Path(folder), overwrite=overwrite)
+        return cls(folder)
+
     # ---------------------------------------------------------------------------------------------- what it holds
 
     def __len__(self) -> int:
@@ -176,7 +196,7 @@ class Index:
     @property
     def norms(self) -> Tensor:
         """|g(x)| of every sample, over all outputs. [n]."""
-        return self._column("norm")
+        return torch.cat([torch.tensor(part["norm"].to_numpy()) for part in self.store.scan(ROWS, ["norm"])])
 
     @property
     def targets(self) -> Tensor:
@@ -202,9 +222,6 @@ class Index:
     def sketches(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, sketches [n dim], float32) of all samples, batch by batch."""
         return sketches_of(self.store)
-
-    def _column(self, name: str) -> Tensor:
-        return torch.cat([torch.tensor(part[name].to_numpy()) for part in self.store.scan(ROWS, [name])])
 
     def rows_of(self, ids: Sequence[Id]) -> list[int]:
         """Rows of the samples with these ids.
@@ -390,22 +407,7 @@ class Index:
         Raises:
             ChangedDataError: the data is another.
         """
-        samples = Samples.wrap(data)
-        if len(samples) != len(self):
-            raise ChangedDataError(
-                f"The index has {len(self)} samples and this data {len(samples)}: it is not what the index was built "
-                "from. Pass the same data, or leave it out for estimates from sketches."
-            )
-        batch = samples.take(rows)
-        known = self.store.take(ROWS, rows, ["content"])["content"].to_pylist()
-        for id_, row, stored, found in zip(batch.ids, rows, known, content_digests(batch), strict=True):
-            if stored != found:
-                raise ChangedDataError(
-                    f"The data has changed since the index was built: the sample at position {row} ({id_!r}) has "
-                    "another input or target. Its true similarity would be that of something else. Build the index "
-                    "anew."
-                )
-        return batch
+        return taken(self.store, Samples.wrap(data), rows)
 
     def _nearest(self, asked: Queries, k: int, *, is_exhaustive: bool) -> tuple[Tensor, Tensor]:
         how = self.about.get(SEARCH)

@@ -111,6 +111,16 @@ def test_approximate_search(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(answer(capsys, *asked)["rows"]) == 3
 
 
+def test_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    found = answer(capsys, "export", "ours", "ours.parquet")
+    assert found == {"file": "ours.parquet", "rows": 60, "bytes": (folder / "ours.parquet").stat().st_size}
+    assert len(kinsight.Index.of_parquet("ours.parquet", "again")) == 60
+    status, _, err = run(capsys, "export", "ours", "ours.parquet")
+    assert status == 2
+    assert "'ours.parquet' exists" in err
+
+
 def test_damage_is_named_with_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, *BUILD)
     (file,) = (folder / "ours" / "rows.lance" / "data").iterdir()

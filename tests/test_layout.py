@@ -65,6 +65,7 @@ ORDER = [
     "building",
     "search",
     "knn",
+    "exchange",
     "approximate",
     "audits",
     "index",

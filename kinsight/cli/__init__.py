@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.density import print_density
+from kinsight.cli.export import write_export
 from kinsight.cli.index import make_index
 from kinsight.cli.info import print_info
 from kinsight.cli.labels import print_labels
@@ -42,6 +43,7 @@ app.command("density")(with_options(print_density))
 app.command("labels")(with_options(print_labels))
 app.command("report")(with_options(make_report))
 app.command("info")(print_info)
+app.command("export")(write_export)
 app.command("verify")(print_damage)
 
 
