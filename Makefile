@@ -33,6 +33,8 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.soft_count mlp --outputs 10 --without torch.func
 	$(python) -m benchmarks.soft_count lenet --scale 0.25
 	$(python) -m benchmarks.contraction
+	$(python) -m benchmarks.index
+	$(python) -m benchmarks.index --job all
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard

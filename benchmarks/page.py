@@ -66,6 +66,8 @@ MEASURES = {
     "seconds_off": Measure("planned time, too long or too short", True, times),
     "bytes_off": Measure("planned memory, too much or too little", True, times),
     "error": Measure("error over the product of the norms", True, lambda value: f"{value:.1e}"),
+    "times_training": Measure("speed next to one epoch of training", False, times),
+    "times_products": Measure("matrix products", True, times),
     "memory_growth": Measure("memory, all samples over half of them", True, times),
 }
 
@@ -101,6 +103,8 @@ MARKS: dict[str, dict[str, float]] = {
     "contraction-resnet18-n128-bfloat16": _BFLOAT16,
     "contraction-vit-n64-bfloat16": _BFLOAT16,
     "contraction-encoder-n64-bfloat16": _BFLOAT16,
+    "index-resnet18-build-n256-dim4096": {"times_training": 0.5},
+    "index-sketches-all-n60000-dim1024": {"times_products": 1.5},
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
     "plan-mlp-soft_count-n4096": _PLAN,
@@ -154,6 +158,13 @@ be the same for all samples as for half of them.""",
         """\
 Gram blocks with `contraction="bfloat16"`, next to those in full precision; only where asked. The largest error of an
 inner product is over the product of the two norms.""",
+    ),
+    "index": (
+        "Indexes",
+        """\
+`build`: an index of n samples, one output, next to one epoch of training on them: forward, backward with gradients over
+weights, and a step of SGD with momentum. `all`: the ten nearest neighbors of each of n sketches, on disk, next to the
+matrix products of that size in memory.""",
     ),
     "plan": (
         "Plans",
@@ -247,8 +258,8 @@ def growth_table(known: list[Record]) -> str:
     """Memory of all samples and of half of them."""
     rows = [
         [
-            f"`{record['job']}`", str(record["batch_size_of_both"]), megabytes(record["bytes_of_all"]),
-            megabytes(record["bytes_of_half"]), times(record["memory_growth"]),
+            f"`{record['job']}`", str(record.get("batch_size_of_both", record["batch_size"])),
+            megabytes(record["bytes_of_all"]), megabytes(record["bytes_of_half"]), times(record["memory_growth"]),
         ]
         for record in known
     ]  # fmt: skip
