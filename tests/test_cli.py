@@ -408,7 +408,8 @@ def test_data_are_read_in_the_precision_asked_for(folder: Path, capsys: pytest.C
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import atexit, sys, kinsight.cli\n"
-        "atexit.register(lambda: print([m for m in ('torch', 'numpy', 'PIL', 'lance', 'pyarrow') if m in sys.modules], file=sys.stderr))\n"
+        "slow = ('torch', 'numpy', 'PIL', 'lance', 'pyarrow')\n"
+        "atexit.register(lambda: print([m for m in slow if m in sys.modules], file=sys.stderr))\n"
         "kinsight.cli.main(['labels', '--help'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
