@@ -49,14 +49,18 @@ def gram_costs(*, n: int, m: int, t: int, s: int, g: int, i: int, o: int, c: int
 
 def is_norm_built(*, t: int, g: int, i: int, o: int, c: int) -> bool:
     """Whether K(x, x) of one sample costs less from built gradients: the same weighing within one sample."""
-    if t == 1:
-        return False
+    built, factored = _norm_costs(t=t, g=g, i=i, o=o, c=c)
+    return t > 1 and built < factored
+
+
+def _norm_costs(*, t: int, g: int, i: int, o: int, c: int) -> tuple[float, float]:
+    """Cost of K(x, x) of one sample from built gradients, and from their factors."""
     built = g * c * i * o * (BUILD * t + MOVE + c)
     factored = g * t * t * (i + c * o + MOVE) + g * c * c * t * o
-    return built < DOUBLE * factored
+    return float(built), float(DOUBLE * factored)
 
 
-def is_sketch_built(*, t: int, g: int, i: int, o: int, c: int, dim: int) -> bool:
+def is_sketch_built(*, t: int, g: int, i: int, o: int, c: int, dim: int, has_squares: bool) -> bool:
     """Whether the sketch of one sample costs less from built gradients than from its factors' spectra.
 
     Built: c t g i o to build the gradients, and each of their numbers written and read. From spectra: at each position
@@ -67,10 +71,11 @@ def is_sketch_built(*, t: int, g: int, i: int, o: int, c: int, dim: int) -> bool
         g, i, o: groups, input and output features of each.
         c: outputs.
         dim: of the sketch.
+        has_squares: whether norms are wanted, too: built gradients give them at little more.
     """
     built = c * g * i * o * (BUILD * t + 2 * MOVE)
     spectra = t * g * (dim * (2 * TRANSFORM * math.log2(dim) + 3 * MOVE) + (i + c * o) * MOVE)
-    return built < spectra
+    return built < spectra + (min(_norm_costs(t=t, g=g, i=i, o=o, c=c)) if has_squares else 0)
 
 
 TRANSFORM = 8

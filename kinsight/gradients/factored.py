@@ -102,7 +102,9 @@ class Product(Gradients):
         """The sketch; and the squares, where gradients are built for it."""
         s, scratch = self.sizes, Scratch()
         n_axes = axes_of(self.shape, s.g * (s.o if self.gradient_first else s.i))
-        is_built = n_axes is None or is_sketch_built(t=s.t, g=s.g, i=s.i, o=s.o, c=s.c, dim=projection.dim)
+        is_built = n_axes is None or is_sketch_built(
+            t=s.t, g=s.g, i=s.i, o=s.o, c=s.c, dim=projection.dim, has_squares=has_squares
+        )
         sketches, squares = [], []
         size = s.c * s.g * s.i * s.o if is_built else s.t * s.g * (s.i + s.c * s.o)
         for rows in chunks(self.n, self.tensors[0].element_size() * size, PASSING_BYTES):
