@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight.building import ROWS
 from kinsight.knn import sketches_of
 from kinsight.plan import some_of
-from kinsight.rows import matrix_of
+from kinsight.rows import ROWS, matrix_of
 from kinsight.search import nearest, units_of
 from kinsight.store import Store
 

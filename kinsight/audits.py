@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kinsight.building import ROWS
 from kinsight.density import above, counted, powers
 from kinsight.knn import sketches_of
 from kinsight.progress import Advance
-from kinsight.rows import matrix_of
+from kinsight.rows import ROWS, matrix_of
 from kinsight.search import units_of
 from kinsight.store import Store
 

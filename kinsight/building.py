@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from kinsight.batches import has_samples, leaves
-from kinsight.engine import read_ahead
+from kinsight.engine import Engine, run
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError
 from kinsight.identity import check_identity, content_digests, identity_of
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.manifest import MANIFEST
 from kinsight.plan import N_TRIED, some_of
-from kinsight.progress import Advance, progress_bar
-from kinsight.rows import MAX_PREVIEW_NUMBERS, as_table, ids_of, matrix_of
+from kinsight.progress import progress_bar
+from kinsight.rows import ROWS, ids_of, matrix_of
 from kinsight.samples import Batch, Id, Samples
-from kinsight.sketch import check_dim, error_of, measured_dim, similarities, sketch
+from kinsight.sketch import check_dim, error_of, measured_dim, similarities
 from kinsight.store import Store
-
-ROWS = "rows"
-"""The table of samples."""
+from kinsight.worker import Worker
 
 SHARD_BYTES, SHARD_INPUT_BYTES = 2**25, 2**26
 """Of a shard's sketches, and of its inputs in memory: smaller shards lose less to a crash, larger ones commit less
@@ -39,86 +33,6 @@ ERROR = 0.05
 """Root mean square error of a similarity that is asked for where nothing else is said."""
 
 
-@dataclass
-class Builder:
-    """Adds a data set to an index that is open for writing.
-
-    Args:
-        store: the index.
-        kernel: of the network it is built with.
-        samples: the data.
-        first_row: of the data in the index.
-        shard_size: samples of a shard.
-    """
-
-    store: Store
-    kernel: GradientKernel
-    samples: Samples
-    first_row: int
-    shard_size: int
-
-    def run(self, advance: Advance) -> None:
-        """Commit every shard that is not committed yet; of the others, check that their samples are still the same.
-
-        Raises:
-            ChangedDataError: they are not.
-        """
-        with contextlib.closing(self._committed()) as committed:
-            n_done = self.store.n_rows(ROWS) - self.first_row
-            with read_ahead(self.samples.batches(self.shard_size)) as batches:
-                start = 0
-                for batch in batches:
-                    contents = content_digests(batch)
-                    if start < n_done:
-                        self._check(batch, contents, committed, start)
-                    else:
-                        self.store.append(ROWS, self._rows(batch, contents, start), start=self.first_row + start)
-                    start += len(batch)
-                    advance(len(batch))
-        if start < n_done:
-            raise ChangedDataError(
-                f"{n_done} samples of this data are in the index, and it now has only {start}: it is not what the "
-                "index was built from. Pass the same data, or build a new index."
-            )
-
-    def _rows(self, batch: Batch, contents: list[bytes], start: int) -> Any:
-        about = self.store.about
-        found = sketch(self.kernel, batch, about["dim"], seed=about["seed"], normalization=about["normalization"])
-        previews: list[Any] = [None] * len(batch)
-        if about["has_previews"]:
-            shown = self.samples.previews(batch, range(start, start + len(batch)))
-            previews = [each if each is not None else _small(batch, row) for row, each in enumerate(shown)]
-        return as_table(found, self.first_row + start, contents, batch.targets, previews)
-
-    def _committed(self) -> Generator[tuple[Any, bytes]]:
-        """Id and content of the samples of this data that are committed, in order."""
-        number = 0
-        for part in self.store.scan(ROWS, ["id", "is_number", "content"]):
-            ids = ids_of(part["id"].to_pylist(), part["is_number"].to_pylist())
-            for id_, content in zip(ids, part["content"].to_pylist(), strict=True):
-                if number >= self.first_row:
-                    yield id_, content
-                number += 1
-
-    def _check(self, batch: Batch, contents: list[bytes], committed: Iterator[tuple[Any, bytes]], start: int) -> None:
-        for place, (id_, content) in enumerate(zip(batch.ids, contents, strict=True), start):
-            known = next(committed, None)
-            if known is None:
-                raise ChangedDataError(
-                    f"The index ends within a shard of {self.shard_size} samples, at sample {place}. It was built by "
-                    "something else: build it anew."
-                )
-            if known != (id_, content):
-                what = f"({id_!r}) has another input or target"
-                if id_ != known[0]:
-                    what = f"has the id {id_!r} instead of {known[0]!r}"
-                raise ChangedDataError(
-                    f"The data has changed since the index was built: the sample at position {place} {what}. Rows of "
-                    "different data in one index would be mixed up. Pass the same data in the same order, or build a "
-                    "new index with overwrite=True."
-                )
-
-
 def build(
     folder: Path,
     kernel: GradientKernel,
@@ -131,6 +45,7 @@ def build(
     has_previews: bool,
     resume: bool,
     overwrite: bool,
+    engine: Engine,
     progress: bool,
 ) -> None:
     """An index of a data set; see `Index.build`."""
@@ -146,7 +61,7 @@ def build(
                         f"The index was begun with {name}={store.about[name]!r}, not {value!r}: sketches of both do "
                         "not compare. Pass the same, or build the index anew with overwrite=True."
                     )
-            _fill(store, kernel, samples, 0, progress=progress)
+            _fill(store, kernel, samples, 0, engine, progress=progress)
         return
     if dim is None:
         dim = measured_dim(
@@ -158,10 +73,10 @@ def build(
         "has_previews": has_previews, "class_names": samples.class_names, "parts": [_part(samples, dim, first=0)],
     }  # fmt: skip
     with Store.create(folder, about, overwrite=overwrite) as store:
-        _fill(store, kernel, samples, 0, progress=progress)
+        _fill(store, kernel, samples, 0, engine, progress=progress)
 
 
-def append(folder: Path, kernel: GradientKernel, samples: Samples, *, progress: bool) -> None:
+def append(folder: Path, kernel: GradientKernel, samples: Samples, *, engine: Engine, progress: bool) -> None:
     """Add a data set to an index, or go on with adding it; see `Index.append`."""
     with Store.open(folder, for_writing=True) as store:
         check_identity(kernel, store.about["kernel"], f"Index {str(folder)!r}")
@@ -174,7 +89,7 @@ def append(folder: Path, kernel: GradientKernel, samples: Samples, *, progress: 
         if parts[-1]["is_complete"]:
             refuse_taken(samples.ids, taken_ids(store))
             store.update(parts=[*parts, _part(samples, store.about["dim"], first=store.n_rows(ROWS))])
-        _fill(store, kernel, samples, len(store.about["parts"]) - 1, progress=progress)
+        _fill(store, kernel, samples, len(store.about["parts"]) - 1, engine, progress=progress)
 
 
 def taken_ids(store: Store) -> set[Id]:
@@ -232,7 +147,9 @@ def _part(samples: Samples, dim: int, first: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _fill(store: Store, kernel: GradientKernel, samples: Samples, number: int, *, progress: bool) -> None:
+def _fill(
+    store: Store, kernel: GradientKernel, samples: Samples, number: int, engine: Engine, *, progress: bool
+) -> None:
     """Commit what is missing of one part, measure the error of its sketches, and mark it as complete."""
     part = store.about["parts"][number]
     if len(samples) != part["n"]:
@@ -240,8 +157,9 @@ def _fill(store: Store, kernel: GradientKernel, samples: Samples, number: int, *
             f"The index was begun with {part['n']} samples, and this data has {len(samples)}: it is not the same. Pass "
             "the same data in the same order, or build a new index."
         )
+    worker = Worker(store, kernel, samples, number, store.n_rows(ROWS) - part["first"])
     with progress_bar("index", len(samples), is_shown=progress) as advance:
-        Builder(store, kernel, samples, part["first"], part["shard_size"]).run(advance)
+        run(worker, engine, advance)
     measured = {**measured_error(store, kernel, samples, part["first"]), "part": number}
     parts = [*store.about["parts"][:number], {**part, "is_complete": True, "error": measured}]
     store.update(parts=parts)
@@ -254,9 +172,3 @@ def measured_error(store: Store, kernel: GradientKernel, samples: Samples, first
     rows = [first_row + place for place in places]
     values = matrix_of(store.take(ROWS, rows, ["sketch"])["sketch"])
     return {"n_samples": len(places), **error_of(values, truth)}
-
-
-def _small(batch: Batch, row: int) -> Tensor | None:
-    """A sample's input where it is a few numbers."""
-    inputs = batch.inputs
-    return inputs[row] if isinstance(inputs, Tensor) and inputs[row].numel() <= MAX_PREVIEW_NUMBERS else None

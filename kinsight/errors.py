@@ -10,6 +10,7 @@
     │   ├── TargetError                      targets missing, or of the wrong kind
     │   ├── OutputCountError                 too many outputs to differentiate each of them
     │   └── ChangedDataError                 data that is not what an index was built from
+    ├── EngineError (RuntimeError)           Ray is not there, or cannot be sent the work
     ├── NonFiniteError (ArithmeticError)     nan or inf in outputs or gradients, named by sample
     ├── StoreError (OSError)                 an index on disk cannot be used as asked
     │   ├── NoIndexError (FileNotFoundError) there is no index
@@ -74,6 +75,10 @@ class OutputCountError(InputError):
 
 class ChangedDataError(InputError):
     """The data is not what an index was built from."""
+
+
+class EngineError(KinsightError, RuntimeError):
+    """Ray is not there, or cannot be sent the work."""
 
 
 class NonFiniteError(KinsightError, ArithmeticError):

@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kinsight.building import MAX_SHARD, ROWS
+from kinsight.building import MAX_SHARD
 from kinsight.durable import sync, writing
 from kinsight.errors import IndexExistsError, IndexFormatError, NoIndexError
-from kinsight.rows import schema_of
+from kinsight.rows import ROWS, schema_of
 from kinsight.sketch import MAX_DIM
 from kinsight.store import Store
 

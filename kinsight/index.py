@@ -14,8 +14,9 @@ from torch import Tensor
 from kinsight import building
 from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
 from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
-from kinsight.building import ERROR, ROWS, taken
+from kinsight.building import ERROR, taken
 from kinsight.density import Counts
+from kinsight.engine import EngineName, engine_named
 from kinsight.errors import IncompleteIndexError, InputError, TargetError, UnknownNameError
 from kinsight.exchange import read_parquet, write_parquet
 from kinsight.identity import check_identity
@@ -24,10 +25,9 @@ from kinsight.knn import TABLE, NeighborTable, fill_neighbors, sketches_of
 from kinsight.labels import LabelSuspects, Task, suspects_among
 from kinsight.neighbors import Neighbors
 from kinsight.progress import progress_bar
-from kinsight.rows import ids_of, matrix_of
+from kinsight.rows import ROWS, ids_of, matrix_of
 from kinsight.samples import Batch, Id, Samples
-from kinsight.search import Queries, exactly, nearest, units_of
-from kinsight.sketch import sketch
+from kinsight.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
 from kinsight.store import Damage, Store
 from kinsight.unit_gradients import warn_undefined
 
@@ -78,6 +78,7 @@ class Index:
         previews: bool = True,
         resume: bool = False,
         overwrite: bool = False,
+        engine: EngineName = "local",
         progress: bool = False,
     ) -> Index:
         """An index of a data set, built shard by shard: what is committed outlasts a crash, and is not done again.
@@ -94,12 +95,15 @@ class Index:
             previews: whether a thumbnail, a text or a few numbers are kept of each sample.
             resume: go on where an earlier build stopped, with the same data: what is committed is compared with it.
             overwrite: replace an index that is there.
+            engine: 'local' works in this process; 'ray' on actors of Ray, of the cluster that RAY_ADDRESS or `ray
+                start` names, or of this machine; see docs/cluster.md.
             progress: whether to show a progress bar.
 
         Raises:
             IndexExistsError: there is something in the folder.
             WrongModelError, ChangedDataError: an index to be resumed was built with other weights, or other data.
             IndexWriteError, BusyIndexError: it cannot be written.
+            EngineError: Ray is not there, or the model or data cannot be sent to actors.
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
 
         Example:
@@ -111,21 +115,27 @@ class Index:
             (100, torch.Size([2, 3]))
         """
         samples = Samples.wrap(data)
-        building.build(
-            Path(folder), kernel, samples, dim=dim, error=error, seed=seed, normalization=normalization,
-            has_previews=previews, resume=resume, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
+        with engine_named(engine, kernel, samples) as ready:
+            building.build(
+                Path(folder), kernel, samples, dim=dim, error=error, seed=seed, normalization=normalization,
+                has_previews=previews, resume=resume, overwrite=overwrite, engine=ready, progress=progress,
+            )  # fmt: skip
         return cls(folder)
 
-    def append(self, kernel: GradientKernel, data: Any, *, progress: bool = False) -> Index:
+    def append(
+        self, kernel: GradientKernel, data: Any, *, engine: EngineName = "local", progress: bool = False
+    ) -> Index:
         """The index with another data set added to it; after an interruption, the same call goes on.
 
         Args:
             kernel: the kernel it was built with.
             data: whatever `Samples` takes, with ids that are not in the index.
+            engine: 'local' or 'ray', as in `build`.
             progress: whether to show a progress bar.
         """
-        building.append(self.folder, kernel, Samples.wrap(data), progress=progress)
+        samples = Samples.wrap(data)
+        with engine_named(engine, kernel, samples) as ready:
+            building.append(self.folder, kernel, samples, engine=ready, progress=progress)
         return Index(self.folder)
 
     def export(self, file: str | Path, *, overwrite: bool = False) -> int:
@@ -278,17 +288,17 @@ class Index:
             raise InputError("Pass queries, inputs whose neighbors are asked for, or ids of samples of the index.")
         if kernel is not None:
             self.check(kernel)
-        asked = self._of_rows(ids) if ids is not None else self._of_inputs(queries, kernel)
+        asked = of_inputs(self.about, queries, kernel) if ids is None else of_rows(self.store, ids, self.rows_of(ids))
         if data is None or kernel is None:
             values, rows = self._nearest(asked, k, is_exhaustive=is_exhaustive)
-            return self._found(asked, values, rows, error=self.error)
+            return as_neighbors(asked, values, rows, self.ids, self.normalization, self.error)
         n_candidates = max(10 * k, N_CANDIDATES) if n_candidates is None else n_candidates
         if n_candidates < k:
             raise InputError(f"n_candidates is {n_candidates}, fewer than the {k} neighbors asked for.")
         _, rows = self._nearest(asked, n_candidates, is_exhaustive=is_exhaustive)
         take = functools.partial(self.take, Samples.wrap(data))
         values, rows = exactly(kernel, self.normalization, asked, rows, k, take)
-        return self._found(asked, values, rows, error=None)
+        return as_neighbors(asked, values, rows, self.ids, self.normalization, None)
 
     def build_neighbors(self, k: int = 10, *, max_bytes: int = 2**30, progress: bool = False) -> NeighborTable:
         """The k nearest neighbors of every sample, by the cosines of sketches, kept as a table in the index.
@@ -414,28 +424,6 @@ class Index:
         if how is None or is_exhaustive:
             return nearest(self.sketches(), asked.units, k, asked.rows)
         return search(self.store, asked.units, k, asked.rows, how)
-
-    def _of_rows(self, ids: Sequence[Id]) -> Queries:
-        rows = self.rows_of(ids)
-        values = matrix_of(self.store.take(ROWS, rows, ["sketch"])["sketch"]).float()
-        return Queries(tuple(ids), units_of(values), torch.tensor(rows), None)
-
-    def _of_inputs(self, queries: Any, kernel: GradientKernel | None) -> Queries:
-        if kernel is None:
-            raise InputError(
-                "Queries that are inputs need kernel=, to sketch them. Or pass ids= of samples of the index."
-            )
-        samples = Samples.wrap(queries)
-        batch = samples.take(range(len(samples)))
-        found = sketch(kernel, batch, self.dim, seed=self.about["seed"], normalization=self.normalization)
-        return Queries(batch.ids, units_of(found.values), torch.full((len(batch),), -1), batch)
-
-    def _found(self, asked: Queries, values: Tensor, rows: Tensor, *, error: float | None) -> Neighbors:
-        values = values.double().masked_fill(values == -torch.inf, torch.nan).clamp(-1, 1)
-        is_undefined = asked.units.norm(dim=1) == 0
-        values[is_undefined], rows[is_undefined] = torch.nan, -1
-        ids = tuple(tuple(self.ids[row] for row in line if row >= 0) for line in rows.tolist())
-        return Neighbors(asked.ids, ids, rows, values, self.normalization, error)
 
     def check(self, kernel: GradientKernel) -> None:
         """Raise unless a kernel is the one the index was built with.

@@ -9,10 +9,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from kinsight.building import ROWS
 from kinsight.errors import InputError
 from kinsight.progress import progress_bar
-from kinsight.rows import matrix_of
+from kinsight.rows import ROWS, matrix_of
 from kinsight.samples import Id
 from kinsight.search import nearest, units_of
 from kinsight.store import Store

@@ -52,6 +52,15 @@ _UNDERSTOOD = (
 class Reader(Protocol):
     """How one kind of source is read. Ids and targets given by the user are put on top by Samples."""
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can only be read from front to back."""
+        ...
+
+    def read_by(self, n_workers: int) -> Reader:
+        """The same, read by so many processes, where that makes sense."""
+        ...
+
     def __len__(self) -> int: ...
 
     def take(self, positions: Sequence[int]) -> Batch:
@@ -66,6 +75,8 @@ class Reader(Protocol):
 class _Held:
     """Tensors and arrays in memory (or mapped into it); batches are views where that is possible."""
 
+    is_stream = False
+
     def __init__(self, inputs: Any) -> None:
         self.inputs = inputs
         self.n = n_samples(inputs)
@@ -73,6 +84,9 @@ class _Held:
 
     def __len__(self) -> int:
         return self.n
+
+    def read_by(self, n_workers: int) -> Reader:
+        return self
 
     def take(self, positions: Sequence[int]) -> Batch:
         return self._rows(torch.tensor(positions, dtype=torch.long))
@@ -88,6 +102,8 @@ class _Held:
 class _Read:
     """A map-style Dataset, item by item; `order` holds the keys of the samples."""
 
+    is_stream = False
+
     def __init__(
         self, dataset: Any, order: Sequence[Any], collate: Callable[[list[Any]], Any], unpack: Unpack | None,
         workers: Mapping[str, Any] | None = None,
@@ -97,6 +113,10 @@ class _Read:
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def read_by(self, n_workers: int) -> Reader:
+        workers = {**(self.workers or {}), "num_workers": n_workers} if n_workers else None
+        return _Read(self.dataset, self.order, self.collate, self.unpack, workers)
 
     def take(self, positions: Sequence[int]) -> Batch:
         keys = [self.order[i] for i in positions]
@@ -121,6 +141,8 @@ class _Read:
 class Streamed:
     """What is read from front to back only: a list of batches, or a loader over an IterableDataset."""
 
+    is_stream = True
+
     def __init__(self, parts: Callable[[], Iterator[Batch]], n: int | None = None) -> None:
         self.parts = parts
         self.n = n
@@ -130,6 +152,10 @@ class Streamed:
         if self.n is None:
             self.n = sum(map(len, self.parts()))
         return self.n
+
+    def read_by(self, n_workers: int) -> Reader:
+        """Itself: whoever made the stream knows how it is read."""
+        return self
 
     def take(self, positions: Sequence[int]) -> Batch:
         """The samples at these positions, in the order asked for."""
@@ -173,6 +199,15 @@ class First:
     def __len__(self) -> int:
         return min(self.n, len(self.reader))
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can only be read from front to back."""
+        return self.reader.is_stream
+
+    def read_by(self, n_workers: int) -> Reader:
+        """The same of the reader that is so read."""
+        return First(self.reader.read_by(n_workers), self.n)
+
     def take(self, positions: Sequence[int]) -> Batch:
         """The samples at these positions, in the order asked for."""
         return self.reader.take(positions)
@@ -195,6 +230,15 @@ class Converted:
 
     def __len__(self) -> int:
         return len(self.reader)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can only be read from front to back."""
+        return self.reader.is_stream
+
+    def read_by(self, n_workers: int) -> Reader:
+        """The same of the reader that is so read."""
+        return Converted(self.reader.read_by(n_workers), self.dtype)
 
     def take(self, positions: Sequence[int]) -> Batch:
         """The samples at these positions, in the order asked for."""

@@ -18,6 +18,9 @@ from kinsight.sketch import Sketch
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+ROWS = "rows"
+"""The table of samples."""
+
 PREVIEW_PIXELS = 96
 """Longest side of a thumbnail."""
 

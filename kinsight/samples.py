@@ -120,6 +120,23 @@ class Samples:
         return self._ids
 
     @property
+    def is_stream(self) -> bool:
+        """Whether they can only be read from front to back."""
+        return self._reader.is_stream
+
+    def read_by(self, n_workers: int) -> Samples:
+        """The same samples, read by so many processes where they are items of a Dataset; 0 for this one.
+
+        Raises:
+            InputError: it is below 0.
+        """
+        if n_workers < 0:
+            raise InputError(f"n_workers is {n_workers}: 0 reads in this process, more in so many others.")
+        found = copy(self)
+        found._reader = self._reader.read_by(n_workers)
+        return found
+
+    @property
     def targets(self) -> Tensor | None:
         """All targets, [n] or [n d], or None; read in one pass and kept where the data does not hold them."""
         if self._has_own_targets and self._targets is None:

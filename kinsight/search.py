@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from kinsight.errors import InputError
 from kinsight.gradients.scratch import Scratch
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.neighbors import merge_best
-from kinsight.samples import Batch, Id
+from kinsight.neighbors import Neighbors, merge_best
+from kinsight.rows import ROWS, matrix_of
+from kinsight.samples import Batch, Id, Samples
+from kinsight.sketch import sketch
+from kinsight.store import Store
 
 RANKED = 64
 """Queries whose candidates' similarities are computed together."""
@@ -32,6 +37,46 @@ class Queries:
     units: Tensor
     rows: Tensor
     batch: Batch | None
+
+
+def of_rows(store: Store, ids: Sequence[Id], rows: Sequence[int]) -> Queries:
+    """Samples of an index, whose sketches are known."""
+    values = matrix_of(store.take(ROWS, rows, ["sketch"])["sketch"]).float()
+    return Queries(tuple(ids), units_of(values), torch.tensor(rows), None)
+
+
+def of_inputs(about: Mapping[str, Any], queries: Any, kernel: GradientKernel | None) -> Queries:
+    """Inputs, sketched as those of an index are.
+
+    Raises:
+        InputError: there is no kernel to do so.
+    """
+    if kernel is None:
+        raise InputError("Queries that are inputs need kernel=, to sketch them. Or pass ids= of samples of the index.")
+    samples = Samples.wrap(queries)
+    batch = samples.take(range(len(samples)))
+    found = sketch(kernel, batch, about["dim"], seed=about["seed"], normalization=about["normalization"])
+    return Queries(batch.ids, units_of(found.values), torch.full((len(batch),), -1), batch)
+
+
+def as_neighbors(
+    asked: Queries, values: Tensor, rows: Tensor, ids: Sequence[Id], normalization: Normalization, error: float | None
+) -> Neighbors:
+    """What was found, with the ids of an index's samples; nan where a query has zero gradient, or too few were found.
+
+    Args:
+        asked: the queries.
+        values: similarities, [q k], -inf for none.
+        rows: of the neighbors, [q k], -1 for none.
+        ids: of all samples of the index.
+        normalization: which similarity.
+        error: of the similarities; None where they are exact.
+    """
+    values = values.double().masked_fill(values == -torch.inf, torch.nan).clamp(-1, 1)
+    is_undefined = asked.units.norm(dim=1) == 0
+    values[is_undefined], rows[is_undefined] = torch.nan, -1
+    found = tuple(tuple(ids[row] for row in line if row >= 0) for line in rows.tolist())
+    return Neighbors(asked.ids, found, rows, values, normalization, error)
 
 
 def nearest(parts: Iterable[tuple[int, Tensor]], queries: Tensor, k: int, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -160,7 +160,7 @@ class Store:
             facts: about the shard, kept in the manifest.
         """
         with writing(self.folder):
-            self.adopt(name, self.write(name, rows), n=rows.num_rows, **facts)
+            self.adopt(name, self.write(name, rows), [{"n": rows.num_rows, **facts}])
 
     def write(self, name: str, rows: pa.Table) -> list[dict[str, Any]]:
         """Write the files of a shard, on the disk when this returns, and not committed: any process may do that."""
@@ -177,8 +177,14 @@ class Store:
             sync(table / "data")
         return [fragment.to_json() for fragment in made]
 
-    def adopt(self, name: str, fragments: Sequence[Mapping[str, Any]], **facts: Any) -> None:
-        """Commit a shard whose files are written."""
+    def adopt(self, name: str, fragments: Sequence[Mapping[str, Any]], shards: Sequence[Mapping[str, Any]]) -> None:
+        """Commit shards whose files are written, all of them or none.
+
+        Args:
+            name: of the table.
+            fragments: what `write` gave for each shard, in the order of their rows.
+            shards: facts about each, among them `n`, how many rows it has.
+        """
         self._need_lock()
         with writing(self.folder):
             entry = self.tables.get(name, {"version": 1, "shards": []})
@@ -190,7 +196,7 @@ class Store:
                     read_version=entry["version"],
                     max_retries=0,
                 )
-                self._adopt_version(name, dataset, [*entry["shards"], facts])
+                self._adopt_version(name, dataset, [*entry["shards"], *map(dict, shards)])
 
     def drop(self, name: str, **about: Any) -> None:
         """Commit that a table is no longer there, with facts about the store; then delete it."""

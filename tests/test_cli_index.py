@@ -1,6 +1,8 @@
 """The command line builds an index, asks it, and checks it."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,35 @@ def test_the_index_answers_without_a_model(folder: Path, capsys: pytest.CaptureF
     truth = kinsight.neighbors(kernel, data.take([7, 20]), data, 2)
     values = [row["similarity"] for row in found["rows"]]
     assert values == pytest.approx(truth.similarities.flatten().tolist(), abs=6 * found["error"] + 1e-3)
+
+
+def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (found,) = answer(capsys, *BUILD, "--dim", "128", "--dry-run")["rows"]
+    assert (found["question"], found["n"], found["dim"]) == ("index", 60, 128)
+    assert found["result_bytes"] >= 60 * 128 * 2
+    assert not (folder / "ours").exists()
+    answer(capsys, *BUILD, "--dim", "192")
+    (found,) = answer(capsys, *BUILD, "--append", "--dry-run")["rows"]
+    assert found["dim"] == 192
+
+
+def test_worker_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    built = answer(capsys, *BUILD, "--dim", "128", "--workers", "2")
+    assert built["samples"] == 60
+    status, _, err = run(capsys, *BUILD, "--workers", "-1")
+    assert status == 2
+    assert "--workers" in err
+
+
+@pytest.mark.slow
+def test_a_ray_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    command = (sys.executable, "-m", "kinsight", *BUILD, "--dim", "128", "--engine", "ray", "--json")
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{Path(kinsight.__file__).parent.parent}"}
+    built = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["samples"] == 60
 
 
 def test_append_resume_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -183,7 +183,7 @@ def test_what_is_committed_is_not_computed_again(kernel: GradientKernel, tmp_pat
     done: list[int] = []
     real = sketch
     monkeypatch.setattr(
-        "kinsight.building.sketch", lambda k, batch, *a, **b: done.extend(batch.ids) or real(k, batch, *a, **b)
+        "kinsight.worker.sketch", lambda k, batch, *a, **b: done.extend(batch.ids) or real(k, batch, *a, **b)
     )
     Index.build(tmp_path, kernel, data(), dim=DIM, resume=True)
     assert done == list(range(256, 300))
@@ -289,6 +289,19 @@ def test_a_loader_with_workers(kernel: GradientKernel, index: Index, tmp_path: P
     batch = data().take(range(300))
     loader = DataLoader(TensorDataset(batch.inputs, batch.targets), batch_size=50, num_workers=2)
     assert columns(Index.build(tmp_path / "loaded", kernel, loader, dim=DIM)) == columns(index)
+
+
+def test_worker_processes(kernel: GradientKernel, index: Index, tmp_path: Path) -> None:
+    batch = data().take(range(300))
+    dataset = TensorDataset(batch.inputs, batch.targets)
+    for number, samples in enumerate([Samples(dataset), Samples(dataset).first(300), data()]):
+        read = samples.read_by(2)
+        assert columns(Index.build(tmp_path / str(number), kernel, read, dim=DIM)) == columns(index)
+    assert [batch.ids for batch in Samples(dataset).first(100).read_by(2).batches(64)] == [
+        tuple(range(64)), tuple(range(64, 100)),
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="n_workers is -1: 0 reads in this process"):
+        samples.read_by(-1)
 
 
 def test_append(index: Index, kernel: GradientKernel, tmp_path: Path) -> None:

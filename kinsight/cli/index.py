@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,14 @@ import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
 from kinsight.cli.options import Data, Model, Normalization, Options, Similarity
-from kinsight.cli.printing import print_facts
+from kinsight.cli.printing import print_facts, print_rows
+
+
+class Engine(StrEnum):
+    """Where the work runs."""
+
+    local = "local"
+    ray = "ray"
 
 
 def make_index(
@@ -25,21 +34,36 @@ def make_index(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier build stopped.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add DATA to the index that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="local: in this process; ray: on a cluster, or processes of this machine.")
+    ] = Engine.local,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and write nothing.")] = False,
 ) -> None:
     """Build an index of the data once, to ask it many times: neighbors, counts, label suspects."""
     from kinsight.errors import InputError
     from kinsight.index import Index
+    from kinsight.manifest import MANIFEST
 
     if append and (resume or overwrite):
         raise InputError("--append goes on by itself where it stopped: it takes neither --resume nor --overwrite.")
     kernel = kernel_of(model, options)
     samples = samples_of(data, options, limit=options.limit)
+    if dry_run:
+        from kinsight.plan import plan
+
+        there = Index(out, partial=True).dim if append or (resume and (out / MANIFEST).exists()) else dim
+        print_rows(
+            [dataclasses.asdict(plan(kernel, samples, question="index", error=error, dim=there))],
+            as_json=options.as_json,
+        )
+        return
     if append:
-        index = Index(out, partial=True).append(kernel, samples, progress=not options.quiet)
+        index = Index(out, partial=True).append(kernel, samples, engine=engine.value, progress=not options.quiet)
     else:
         index = Index.build(
             out, kernel, samples, dim=dim, error=error, seed=options.seed, normalization=normalization.value,
-            previews=not no_previews, resume=resume, overwrite=overwrite, progress=not options.quiet,
+            previews=not no_previews, resume=resume, overwrite=overwrite, engine=engine.value,
+            progress=not options.quiet,
         )  # fmt: skip
     if search:
         index = index.build_search()

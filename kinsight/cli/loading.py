@@ -44,7 +44,7 @@ def samples_of(source: str, options: Options, *, limit: int | None = None) -> Sa
     from kinsight.sources import load_samples
 
     with _default_dtype(options.dtype):
-        samples = load_samples(source, limit=limit)
+        samples = load_samples(source, limit=limit).read_by(options.workers)
     return samples if options.dtype is None else samples.to_dtype(getattr(torch, options.dtype.value))
 
 

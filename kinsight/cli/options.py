@@ -93,6 +93,7 @@ class Options:
     ] = None  # fmt: skip
     dtype: Annotated[Precision | None, _shared(help="Read the data in this type, and convert the model to it.")] = None
     seed: Annotated[int, _shared(help="Of random probes, and of weights that no checkpoint sets.")] = 0
+    workers: Annotated[int, _shared(min=0, help="Processes that load DATA, where it is read sample by sample.")] = 0
     limit: Annotated[int | None, _shared(min=1, help="Only the first so many samples of DATA.")] = None
     as_json: Annotated[bool, _shared("--json", help="One JSON document on stdout.")] = False
     quiet: Annotated[bool, _shared("--quiet", help="No progress on stderr.")] = False
