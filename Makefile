@@ -35,6 +35,9 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.contraction
 	$(python) -m benchmarks.index
 	$(python) -m benchmarks.index --job all
+	@bash scripts/fetch_data.sh
+	$(python) -m benchmarks.search
+	$(python) -m benchmarks.search --job million
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard

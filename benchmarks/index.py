@@ -25,7 +25,7 @@ from kinsight import Index, Samples
 from kinsight.knn import BATCH, TABLE, fill_neighbors
 from kinsight.store import Store
 
-SIZES = {"resnet18": 256, "lenet": 2048, "mlp": 4096}
+SIZES = {"resnet18": 1024, "lenet": 4096, "mlp": 8192}
 DIM = 4096
 N_ALL, DIM_ALL, K_ALL = 60_000, 1024, 10
 

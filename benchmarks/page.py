@@ -56,6 +56,11 @@ def megabytes(value: float) -> str:
     return f"{value / 1e6:,.0f} MB"
 
 
+def percent(value: float) -> str:
+    """99.8 %."""
+    return f"{100 * value:.1f} %"
+
+
 MEASURES = {
     "times_floor": Measure("floor", True, times),
     "times_plain": Measure("forward and backward", True, times),
@@ -69,6 +74,8 @@ MEASURES = {
     "times_training": Measure("speed next to one epoch of training", False, times),
     "times_products": Measure("matrix products", True, times),
     "memory_growth": Measure("memory, all samples over half of them", True, times),
+    "recall": Measure("true neighbors found", False, percent),
+    "query_seconds": Measure("one query", True, seconds),
 }
 
 _GRAM = {"times_floor": 1.5, "times_ahead": 2.0, "times_allowed_bytes": 1.0}
@@ -103,8 +110,13 @@ MARKS: dict[str, dict[str, float]] = {
     "contraction-resnet18-n128-bfloat16": _BFLOAT16,
     "contraction-vit-n64-bfloat16": _BFLOAT16,
     "contraction-encoder-n64-bfloat16": _BFLOAT16,
-    "index-resnet18-build-n256-dim4096": {"times_training": 0.5},
+    "index-resnet18-build-n1024-dim4096": {"times_training": 0.5, "memory_growth": 1.2},
+    "index-lenet-build-n4096-dim4096": {"memory_growth": 1.2},
+    "index-mlp-build-n8192-dim4096": {"memory_growth": 1.2},
     "index-sketches-all-n60000-dim1024": {"times_products": 1.5},
+    "search-mnist-recall-n4000": {"recall": 0.99},
+    "search-fashion-mnist-recall-n60000": {"recall": 0.99},
+    "search-fashion-mnist-query-n1000000-dim1024": {"query_seconds": 0.05},
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
     "plan-mlp-soft_count-n4096": _PLAN,
@@ -165,6 +177,14 @@ inner product is over the product of the two norms.""",
 `build`: an index of n samples, one output, next to one epoch of training on them: forward, backward with gradients over
 weights, and a step of SGD with momentum. `all`: the ten nearest neighbors of each of n sketches, on disk, next to the
 matrix products of that size in memory.""",
+    ),
+    "search": (
+        "Searching indexes",
+        """\
+`recall`: the ten nearest neighbors of held-out images, ten whitened outputs; candidates from sketches, then their true
+similarities, next to true similarities of all n samples. A neighbor is right where none of the ten nearest is more than
+1e-3 more similar. `query`: the same of one image at a time, one output, by approximate search among n sketches alone;
+next to a scan of all sketches, and to approximate search with the true similarities of 100 candidates.""",
     ),
     "plan": (
         "Plans",
@@ -237,6 +257,8 @@ def job_row(record: Record) -> dict[str, str]:
         "planned memory": fact("planned_bytes", megabytes),
         "error": fact("error", "{:.1e}".format) if "error" in record else NONE if error is None else f"{error:.0e}",
         "error of full": fact("error_of_full", "{:.1e}".format),
+        "true neighbors found": fact("recall", percent),
+        "by sketches alone": fact("recall_of_sketches", percent),
     }
 
 

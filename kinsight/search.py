@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,13 @@ from kinsight.sketch import sketch
 from kinsight.store import Store
 
 RANKED = 64
-"""Queries whose candidates' similarities are computed together."""
+"""Queries whose candidates' similarities are computed together, at least."""
+
+PAIRS_A_GRADIENT = 100
+"""About as many pairs of samples take as long as the gradient of one."""
+
+MAX_PAIRS = 2**25
+"""Similarities that are held at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,12 +140,10 @@ def exactly(
     """
     best = torch.full((len(candidates), k), -torch.inf, dtype=torch.float64)
     places = torch.full((len(candidates), k), -1)
-    for start in range(0, len(candidates), RANKED):
-        part = slice(start, start + RANKED)
-        chosen = candidates[part]
-        rows = torch.unique(chosen[chosen >= 0])
+    for part, rows in grouped(candidates):
         if not len(rows):
             continue
+        chosen = candidates[part]
         batch = take(queries.rows[part].tolist()) if queries.batch is None else queries.batch[part]
         similarities = torch.full((len(batch), len(rows)), torch.nan, dtype=torch.float64)
         for r, c, block in kernel.similarity_blocks(batch, take(rows.tolist()), normalization):
@@ -149,6 +153,31 @@ def exactly(
         best[part], places[part] = merge_best(best[part], places[part], values, chosen, k)
     places[best == -torch.inf] = -1
     return best, places
+
+
+def grouped(candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """(queries, rows of their candidates) of all queries, group by group.
+
+    Within a group every gradient is computed once, and all pairs, needed or not. So queries that share candidates stay
+    together as long as the gradients this saves are dearer than the pairs that nobody asked for.
+
+    Args:
+        candidates: rows, [q m]; -1 for none.
+    """
+    start, rows = 0, candidates.new_empty(0)
+    for first in range(0, len(candidates), RANKED):
+        stop = min(first + RANKED, len(candidates))
+        chosen = candidates[first:stop]
+        new = torch.unique(chosen[chosen >= 0])
+        both = torch.unique(torch.cat([rows, new]))
+        n_pairs = (stop - start) * len(both)
+        n_apart = (first - start) * len(rows) + (stop - first) * len(new)
+        n_saved = len(rows) + len(new) - len(both)
+        if n_pairs - n_apart > PAIRS_A_GRADIENT * n_saved or n_pairs > MAX_PAIRS:
+            yield slice(start, first), rows
+            start, both = first, new
+        rows = both
+    yield slice(start, len(candidates)), rows
 
 
 def units_of(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kinsight import GradientKernel, Index, Samples, neighbors, sketch
+from kinsight import GradientKernel, Index, Samples, sketch
 from kinsight.engine import read_ahead
 from kinsight.errors import (
     ChangedDataError,
@@ -31,20 +31,10 @@ from kinsight.samples import Batch
 from kinsight.sketch import dim_for
 from kinsight.store import Store
 from tests.faults import columns_of, finish, killed_builder
+from tests.indexes import DIM, data, network
 
-DIM = 512
 HALF = 2e-3
 """Sketches are kept in half precision, their largest numbers below 1."""
-
-
-def network(seed: int = 0, n_outputs: int = 3) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, n_outputs)).eval()
-
-
-def data(n: int = 300, seed: int = 1, **options: Any) -> Samples:
-    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
-    return Samples(x, targets=(x[:, 0] > 0).long(), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -122,35 +112,6 @@ def test_the_length_follows_from_the_error_asked_for(kernel: GradientKernel, tmp
     assert index.dim % 64 == 0
     assert 64 < index.dim < dim_for(0.02) / 4  # gradients of this network are far from the worst case
     assert 0.01 < index.about["parts"][0]["error"]["inner"] < 0.025  # another seed than those tried
-
-
-@pytest.mark.parametrize("normalization", ["whitened", "flat"])
-@pytest.mark.parametrize("output", ["logits", "one_vs_rest"])
-def test_neighbors_are_those_of_the_kernel(output: str, normalization: Any, tmp_path: Path) -> None:
-    kernel, samples = GradientKernel(network(), output), data()
-    index = Index.build(tmp_path / "index", kernel, samples, dim=DIM, normalization=normalization)
-    queries = data(20, seed=5)
-    truth = neighbors(kernel, queries, samples, 10, normalization=normalization)
-    found = index.neighbors(queries, k=10, kernel=kernel, data=samples)
-    assert found.error is None
-    # all but ties; a true neighbor is missed only where its sketch is not among 100 of 300
-    assert (found.similarities - truth.similarities).abs().max() < 1e-3
-    assert found.query_ids == truth.query_ids
-    estimates = index.neighbors(queries, k=10, kernel=kernel)
-    assert estimates.error == index.error
-    assert (estimates.similarities[:, 0] - truth.similarities[:, 0]).abs().max() < 6 * index.error
-    everything = index.neighbors(queries, k=10, kernel=kernel, data=samples, n_candidates=300)
-    assert torch.equal(everything.positions, truth.positions)
-
-
-def test_a_sample_of_the_index_is_not_its_own_neighbor(index: Index, kernel: GradientKernel) -> None:
-    samples = data()
-    truth = neighbors(kernel, samples.take([17, 203]), samples, 5)
-    found = index.neighbors(ids=[17, 203], k=5, kernel=kernel, data=samples, n_candidates=300)
-    assert torch.equal(found.positions, truth.positions)
-    assert found.ids == truth.ids
-    assert 17 not in index.neighbors(ids=[17], k=299).ids[0]
-    assert len(index.neighbors(ids=[17], k=400).ids[0]) == 299
 
 
 def test_names_as_ids(kernel: GradientKernel, tmp_path: Path) -> None:
@@ -320,15 +281,6 @@ def test_append(index: Index, kernel: GradientKernel, tmp_path: Path) -> None:
     assert len(Index(index.folder)) == 400
 
 
-def test_an_index_of_parts_ranks_by_all_of_them(index: Index, kernel: GradientKernel) -> None:
-    more = data(100, seed=2, ids=range(300, 400))
-    longer = index.append(kernel, more)
-    both = Samples(torch.cat([data().take(range(300)).inputs, more.take(range(100)).inputs]), longer.targets)
-    found = longer.neighbors(ids=[350], k=7, kernel=kernel, data=both, n_candidates=400)
-    truth = neighbors(kernel, both.take([350]), both, 7)
-    assert torch.equal(found.positions, truth.positions)
-
-
 def test_nan_is_named_and_what_was_done_stays(kernel: GradientKernel, tmp_path: Path) -> None:
     samples = data()
     x = samples.take(range(300)).inputs.clone()
@@ -336,19 +288,6 @@ def test_nan_is_named_and_what_was_done_stays(kernel: GradientKernel, tmp_path: 
     with pytest.raises(NonFiniteError, match=r"1 of 64 samples are nan or inf: \[200\]"):
         Index.build(tmp_path, kernel, Samples(x, samples.targets), dim=64)
     assert len(Index(tmp_path, partial=True)) == 192
-
-
-def test_zero_gradients_are_nobodys_neighbor(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU(), nn.Linear(3, 1, bias=False)).eval()
-    x = data(50).take(range(50)).inputs.clone()
-    x[10] = 0
-    kernel = GradientKernel(model)
-    index = Index.build(tmp_path, kernel, x, dim=64)
-    assert index.norms[10] == 0
-    found = index.neighbors(ids=[3, 10], k=49)
-    assert 10 not in found.ids[0]
-    assert found.ids[1] == ()
-    assert bool(found.similarities[1].isnan().all())
 
 
 def test_images_and_texts_are_kept_small(tmp_path: Path) -> None:
@@ -428,69 +367,6 @@ def test_reading_ahead() -> None:
     assert threading.active_count() == before
 
 
-def test_neighbors_of_all(index: Index) -> None:
-    table = index.build_neighbors(k=6)
-    truth = index.neighbors(ids=index.ids, k=6)
-    assert table.ids == index.ids
-    assert table.error == index.error
-    assert torch.equal(table.positions, truth.positions)
-    assert (table.similarities - truth.similarities).abs().max() < 1e-6
-    assert torch.equal(Index(index.folder).neighbor_table().positions, table.positions)
-    counts = table.occurrences()
-    assert int(counts.sum()) == 300 * 6
-    assert int(counts[4]) == int((table.positions == 4).sum())
-
-
-def test_neighbors_of_all_go_on(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = index.build_neighbors(k=4)
-    import kinsight.knn
-
-    real, done = kinsight.knn.nearest, []
-
-    def counted(*arguments: Any) -> Any:
-        done.append(len(arguments[1]))
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr("kinsight.knn.nearest", counted)
-    small = 4 * 50 * (DIM + kinsight.knn.BATCH + 4 * 5)
-    with pytest.raises(KeyboardInterrupt):
-        index.build_neighbors(k=5, max_bytes=small)
-    with pytest.raises(IncompleteIndexError, match="has neighbors of 100 of its 300 samples"):
-        Index(index.folder).neighbor_table()
-    table = index.build_neighbors(k=5, max_bytes=small)
-    assert done == [50, 50, 50, 50, 50, 50, 50]  # the third of them twice
-    assert torch.equal(table.positions[:, :4], whole.positions)
-    assert Index(index.folder).verify() == []
-
-
-def test_neighbors_of_all_after_an_append(index: Index, kernel: GradientKernel) -> None:
-    index.build_neighbors(k=3)
-    longer = index.append(kernel, data(50, seed=4, ids=range(300, 350)))
-    with pytest.raises(IncompleteIndexError, match="call build_neighbors"):
-        longer.neighbor_table()
-    assert longer.build_neighbors(k=3).positions.shape == (350, 3)
-
-
-def test_duplicates(kernel: GradientKernel, tmp_path: Path) -> None:
-    x = data(60).take(range(60)).inputs.clone()
-    x[40] = x[7]
-    x[51] = x[7]
-    x[20] = x[3]
-    table = Index.build(tmp_path, kernel, x, dim=DIM).build_neighbors(k=5)
-    assert table.duplicates(0.9999) == [[7, 40, 51], [3, 20]]
-    assert table.duplicates(2.0) == []
-    assert table.duplicates(-1.0) == [list(range(60))]
-
-
-def test_fewer_samples_than_neighbors(kernel: GradientKernel, tmp_path: Path) -> None:
-    table = Index.build(tmp_path, kernel, data(3), dim=16).build_neighbors(k=5)
-    assert table.positions[:, 2:].tolist() == [[-1] * 3] * 3
-    assert bool(table.similarities[:, 2:].isnan().all())
-    assert sorted(table.positions[0, :2].tolist()) == [1, 2]
-
-
 def test_the_format_is_written_down(index: Index) -> None:
     text = (Path(__file__).parent.parent / "docs" / "index-format.md").read_text()
     rows = text.split("## The table of rows")[1].split("##")[0]
@@ -511,36 +387,3 @@ def test_a_killed_build_goes_on_to_the_same_rows(tmp_path: Path) -> None:
         found = Index(tmp_path / "killed", partial=True)
         assert found.verify() == []
     assert columns_of(finish(tmp_path / "killed")) == columns_of(finish(tmp_path / "at once"))
-
-
-def test_approximate_search(kernel: GradientKernel, tmp_path: Path) -> None:
-    samples = data(1500, seed=8)
-    index = Index.build(tmp_path, kernel, samples, dim=64)
-    queries = data(12, seed=5)
-    exact = index.neighbors(queries, k=10, kernel=kernel)
-    assert index.info()["recall"] is None
-    searched = index.build_search(least_recall=0.95)
-    how = searched.about["search"]
-    assert 0.95 <= how["recall"] <= 1
-    assert how["n_probes"] <= how["n_partitions"] == 23
-    assert searched.info()["recall"] == how["recall"]
-    found = searched.neighbors(queries, k=10, kernel=kernel)
-    is_found = found.similarities >= exact.similarities - 1e-3
-    assert float(is_found.double().mean()) > 0.85
-    assert torch.equal(searched.neighbors(queries, k=10, kernel=kernel, is_exhaustive=True).positions, exact.positions)
-    true = searched.neighbors(queries, k=10, kernel=kernel, data=samples)
-    assert (true.similarities - neighbors(kernel, queries, samples, 10).similarities).abs().mean() < 1e-3
-    assert 7 not in searched.neighbors(ids=[7], k=20).ids[0]
-    assert searched.verify() == []
-
-
-def test_approximate_search_sees_what_is_appended(kernel: GradientKernel, tmp_path: Path) -> None:
-    index = Index.build(tmp_path, kernel, data(400), dim=64).build_search()
-    again = data(400).take([33, 250]).inputs
-    longer = index.append(kernel, Samples(again, data(400).targets[[33, 250]], ids=["twin of 33", "twin of 250"]))
-    found = longer.neighbors(ids=[33, 250], k=1)
-    assert found.ids == (("twin of 33",), ("twin of 250",))
-    assert bool((found.similarities > 0.999).all())
-    assert longer.verify() == []
-    with pytest.raises(InputError, match="below 256 there is nothing to partition"):
-        Index.build(tmp_path / "few", kernel, data(50), dim=16).build_search()

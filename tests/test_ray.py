@@ -20,7 +20,8 @@ from kinsight import GradientKernel, Index, Samples
 from kinsight.errors import ChangedDataError, EngineError, InputError, NonFiniteError, UnknownNameError, WrongModelError
 from kinsight.samples import Batch
 from kinsight.worker import Worker
-from tests.test_index import DIM, columns, data, interrupted, network
+from tests.indexes import DIM, data, network
+from tests.test_index import columns, interrupted
 
 ray = pytest.importorskip("ray")
 
