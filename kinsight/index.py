@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ from kinsight import building
 from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
 from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
 from kinsight.building import ERROR, taken
+from kinsight.contents import Contents
+from kinsight.denoising import DenoisingSums, denoising_sums
 from kinsight.density import Counts
 from kinsight.engine import EngineName, engine_named
-from kinsight.errors import IncompleteIndexError, InputError, TargetError, UnknownNameError
+from kinsight.errors import IncompleteIndexError, InputError
 from kinsight.exchange import read_parquet, write_parquet
 from kinsight.identity import check_identity
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.knn import TABLE, NeighborTable, fill_neighbors, sketches_of
+from kinsight.knn import TABLE, NeighborTable, fill_neighbors
 from kinsight.labels import LabelSuspects, Task, suspects_among
 from kinsight.neighbors import Neighbors
 from kinsight.progress import progress_bar
-from kinsight.rows import ROWS, ids_of, matrix_of
+from kinsight.rows import matrix_of
 from kinsight.samples import Batch, Id, Samples
 from kinsight.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
 from kinsight.store import Damage, Store
@@ -35,10 +37,8 @@ N_CANDIDATES = 100
 """Best sketches whose similarities are computed, at least; and ten times as many as neighbors are asked for."""
 
 
-class Index:
-    """An index on disk, opened to be read: for every sample its sketch, norm, outputs, target and preview.
-
-    Open one with `Index.open`, make one with `Index.build`.
+class Index(Contents):
+    """An index on disk: `Index.build` makes one, `Index(folder)` opens it.
 
     Args:
         folder: where it is.
@@ -48,19 +48,6 @@ class Index:
         NoIndexError, IndexFormatError, DamagedIndexError: there is none that can be read.
         IncompleteIndexError: it is half built.
     """
-
-    def __init__(self, folder: str | Path, *, partial: bool = False) -> None:
-        self.folder = Path(folder)
-        self.store = Store.open(self.folder)
-        self.about = self.store.about
-        n_expected = sum(part["n"] for part in self.about["parts"])
-        if not partial and not all(part["is_complete"] for part in self.about["parts"]):
-            raise IncompleteIndexError(
-                f"Index {str(self.folder)!r} has {len(self):,} of {n_expected:,} samples: it is being built, or was "
-                "interrupted. Go on with resume=True, or open what there is with partial=True."
-            )
-        self._ids: tuple[Id, ...] | None = None
-        self._units: Tensor | None = None
 
     # ------------------------------------------------------------------------------------------------ building
 
@@ -157,95 +144,7 @@ class Index:
         read_parquet(Path(file), Path(folder), overwrite=overwrite)
         return cls(folder)
 
-    # ---------------------------------------------------------------------------------------------- what it holds
-
-    def __len__(self) -> int:
-        return self.store.n_rows(ROWS)
-
-    def info(self) -> dict[str, Any]:
-        """What it was built from, how much of it is there, and how far its similarities are off."""
-        about, parts = self.about, self.about["parts"]
-        known = [part["error"] for part in parts if part["is_complete"]]
-        worst = max(known, key=lambda error: float(error["cosine"])) if known else {}
-        return {
-            "folder": str(self.folder), "samples": len(self), "expected": sum(part["n"] for part in parts),
-            "is_complete": all(part["is_complete"] for part in parts), "parts": len(parts),
-            **{name: about["kernel"][name] for name in ("model", "output", "n_parameters", "weights")},
-            "normalization": about["normalization"], "dim": about["dim"], "seed": about["seed"],
-            "error": worst.get("cosine"), "error_of_sums": worst.get("inner"), "has_previews": about["has_previews"],
-            "recall": about.get(SEARCH, {}).get("recall"),
-            "bytes": sum(size for size, _ in self.store.files.values()), "files": len(self.store.files),
-        }  # fmt: skip
-
-    @property
-    def dim(self) -> int:
-        """Numbers in a sketch."""
-        return int(self.about["dim"])
-
-    @property
-    def normalization(self) -> Normalization:
-        """Which similarity its sketches estimate."""
-        found: Normalization = self.about["normalization"]
-        return found
-
-    @property
-    def error(self) -> float:
-        """Root mean square error of the similarities of sketches, as measured; the largest of its parts."""
-        known = [part["error"]["cosine"] for part in self.about["parts"] if part["is_complete"]]
-        return float(max(known)) if known else 2 / self.dim**0.5
-
-    @property
-    def ids(self) -> tuple[Id, ...]:
-        """One id a sample, in the order of rows."""
-        if self._ids is None:
-            parts = self.store.scan(ROWS, ["id", "is_number"])
-            columns = ((part["id"].to_pylist(), part["is_number"].to_pylist()) for part in parts)
-            self._ids = tuple(id_ for texts, are_numbers in columns for id_ in ids_of(texts, are_numbers))
-        return self._ids
-
-    @property
-    def norms(self) -> Tensor:
-        """|g(x)| of every sample, over all outputs. [n]."""
-        return torch.cat([torch.tensor(part["norm"].to_numpy()) for part in self.store.scan(ROWS, ["norm"])])
-
-    @property
-    def targets(self) -> Tensor:
-        """The targets, [n] or [n d].
-
-        Raises:
-            TargetError: the data had none, or parts had different ones.
-        """
-        kinds = {(str(part["target_shape"]), part["target_type"]) for part in self.about["parts"]}
-        if len(kinds) > 1 or self.about["parts"][0]["target_type"] is None:
-            raise TargetError(
-                "The index has no targets, or targets of different kinds: build it from data with targets."
-            )
-        shape, dtype = self.about["parts"][0]["target_shape"], getattr(torch, self.about["parts"][0]["target_type"])
-        parts = [matrix_of(part["target"]) for part in self.store.scan(ROWS, ["target"])]
-        return torch.cat(parts).reshape(-1, *shape).to(dtype)
-
-    @property
-    def outputs(self) -> Tensor:
-        """The output function's values. [n c]."""
-        return torch.cat([matrix_of(part["outputs"]) for part in self.store.scan(ROWS, ["outputs"])])
-
-    def sketches(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, sketches [n dim], float32) of all samples, batch by batch."""
-        return sketches_of(self.store)
-
-    def rows_of(self, ids: Sequence[Id]) -> list[int]:
-        """Rows of the samples with these ids.
-
-        Raises:
-            UnknownNameError: there is no such sample.
-        """
-        place = {id_: row for row, id_ in enumerate(self.ids)}
-        missing = [id_ for id_ in ids if id_ not in place]
-        if missing:
-            raise UnknownNameError(
-                f"There is no sample {missing[0]!r} in the index: ids go from {self.ids[0]!r} to {self.ids[-1]!r}."
-            )
-        return [place[id_] for id_ in ids]
+    # ------------------------------------------------------------------------------------------------ questions
 
     def neighbors(
         self,
@@ -387,6 +286,21 @@ class Index:
 
     def _warn_undefined(self, values: Tensor) -> None:
         warn_undefined([self.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
+
+    def denoising_sums(self) -> DenoisingSums:
+        """Sums of the kernel and of its square around every sample: what denoising factors are made of.
+
+        From sketches, in time linear in their number, with standard errors.
+
+        Raises:
+            InputError: the sketches are of whitened gradients of several outputs, which say nothing of the kernel.
+        """
+        if self.normalization != "flat" and self.outputs.shape[1] > 1:
+            raise InputError(
+                "Denoising sums need the kernel itself, and this index has sketches of whitened gradients of "
+                f"{self.outputs.shape[1]} outputs: build one with normalization='flat'."
+            )
+        return denoising_sums(self.store, self.ids, self.norms, *self.error_of_inner_products)
 
     def label_suspects(
         self,

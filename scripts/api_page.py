@@ -109,12 +109,13 @@ def signature(function: Function, definition: Definition, *, owner: str = "") ->
     return call(f"{owner}.{function.name}" if owner else function.name, shown, returns)
 
 
-def class_signature(definition: Definition) -> str:
+def class_signature(definition: Definition, known: dict[str, list[Definition]]) -> str:
     """How to make one: the arguments of `__init__`, else the annotated fields."""
     node = definition.node
-    for method in node.body:
-        if isinstance(method, Function) and method.name == "__init__":
-            return "class " + call(node.name, arguments(method, definition, is_method=True))
+    for place in line_of_descent(definition, known):
+        for method in place.node.body:
+            if isinstance(method, Function) and method.name == "__init__":
+                return "class " + call(node.name, arguments(method, place, is_method=True))
     fields = [
         f"{definition.text(field.target)}: {definition.text(field.annotation)}"
         + (f" = {definition.text(field.value)}" if field.value else "")
@@ -186,18 +187,27 @@ def close(out: list[str]) -> None:
 # -------------------------------------------------------------------------------- the page
 
 
-def entry(definition: Definition) -> Iterator[str]:
-    """Heading, signature and text of one name, then of its public methods."""
+def entry(definition: Definition, known: dict[str, list[Definition]]) -> Iterator[str]:
+    """Heading, signature and text of one name, then of its public methods, inherited ones last."""
     node = definition.node
-    shown = class_signature(definition) if isinstance(node, ast.ClassDef) else signature(node, definition)
+    shown = class_signature(definition, known) if isinstance(node, ast.ClassDef) else signature(node, definition)
     yield f"### `{node.name}`\n\n```python\n{shown}\n```\n\nIn `{definition.module}`."
     yield markdown(ast.get_docstring(node) or "")
-    if isinstance(node, ast.ClassDef):
-        for method in node.body:
+    for place in line_of_descent(definition, known):
+        for method in place.node.body:
             if isinstance(method, Function) and is_public(method) and ast.get_docstring(method):
                 yield f"#### `{node.name}.{method.name}`"
-                yield f"```python\n{signature(method, definition, owner=node.name)}\n```"
+                yield f"```python\n{signature(method, place, owner=node.name)}\n```"
                 yield markdown(ast.get_docstring(method) or "")
+
+
+def line_of_descent(definition: Definition, known: dict[str, list[Definition]]) -> Iterator[Definition]:
+    """A class, and those classes of the package that it inherits from; none for a function."""
+    if isinstance(definition.node, ast.ClassDef):
+        yield definition
+        for base in definition.node.bases:
+            for place in known.get(ast.unparse(base), []):
+                yield from line_of_descent(place, known)
 
 
 def annotations(definition: Definition) -> Iterator[ast.expr]:
@@ -274,7 +284,7 @@ def page() -> str:
     for title, shown in groups:
         if shown:
             parts.append(f"## {title}")
-            parts += [part for definition in shown for part in entry(definition)]
+            parts += [part for definition in shown for part in entry(definition, known)]
     parts += ["## Errors and warnings", *errors_section(), "## Array types", *array_types_section()]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -122,3 +122,52 @@ def test_questions_that_make_no_sense(built: Any, tmp_path: Path) -> None:
     x = samples.take(range(50)).inputs
     with pytest.raises(TargetError, match="has no targets"):
         Index.build(tmp_path, kernel, x, dim=16).label_suspects()
+
+
+def test_denoising_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unbiased over seeds, both of them, with the errors they state; D follows."""
+    model, samples = blobs()
+    kernel = GradientKernel(model)
+    exact = kernel(samples.take(range(N))).double() * kernel.n_outputs
+    truth = {"sums": exact.sum(dim=1), "squares": exact.square().sum(dim=1)}
+    off: dict[str, list[torch.Tensor]] = {name: [] for name in truth}
+    for seed in range(8):
+        index = Index.build(tmp_path / str(seed), kernel, samples, dim=DIM, seed=seed, normalization="flat")
+        found = index.denoising_sums()
+        assert found.ids == samples.ids
+        for name, wanted in truth.items():
+            off[name].append((getattr(found, name) - wanted) / getattr(found, f"error_of_{name}"))
+    for each in off.values():
+        of_seeds = torch.stack(each).mean(dim=1)
+        assert float(torch.stack(each).square().mean().sqrt()) < 1.2
+        assert abs(float(of_seeds.mean())) < 3 * float(of_seeds.std()) / 8**0.5
+    factors = truth["squares"].sqrt() / truth["sums"]
+    is_sure = found.error_of_sums < 0.1 * found.sums.abs()
+    assert int(is_sure.sum()) > 50
+    assert float((found.factors / factors - 1)[is_sure].abs().median()) < 0.1
+    monkeypatch.setattr("kinsight.denoising.MAX_MOMENTS", 10 * DIM)  # a few rows of the moments at a time
+    again = index.denoising_sums()
+    torch.testing.assert_close(again.squares, found.squares)
+    torch.testing.assert_close(again.error_of_squares, found.error_of_squares)
+
+
+def test_denoising_sums_of_equal_and_of_orthogonal_samples(tmp_path: Path) -> None:
+    """D is 1 / sqrt(n) of n equal samples, and 1 of orthogonal ones; nothing is divided by a zero."""
+    kernel = GradientKernel(nn.Linear(64, 1, bias=False))
+    equal = Index.build(tmp_path / "equal", kernel, torch.ones(9, 64), dim=DIM).denoising_sums()
+    torch.testing.assert_close(equal.factors, torch.full((9,), 1 / 3, dtype=torch.float64), rtol=1e-2, atol=0)
+    x = torch.eye(64)
+    x[5] = 0
+    found = Index.build(tmp_path / "orthogonal", kernel, x, dim=2**14).denoising_sums()
+    assert found.sums[5] == found.squares[5] == 0
+    assert bool(found.factors[5].isnan())
+    others = torch.arange(64) != 5
+    assert bool(((found.sums - 1).abs() < 4 * found.error_of_sums)[others].all())
+    assert float((found.factors[others] - 1).abs().max()) < 0.3
+
+
+def test_denoising_sums_need_the_kernel_itself(tmp_path: Path) -> None:
+    model, samples = blobs()
+    index = Index.build(tmp_path, GradientKernel(model), samples.first(50), dim=64)
+    with pytest.raises(InputError, match="build one with normalization='flat'"):
+        index.denoising_sums()

@@ -70,6 +70,8 @@ ORDER = [
     "exchange",
     "approximate",
     "audits",
+    "denoising",
+    "contents",
     "index",
     "explorer",
     "cli",
