@@ -30,6 +30,7 @@ from kinsight.sources import load_samples
 
 WRONG_SHARE = 0.01
 SEED = 0
+TWINS = 0.99
 N_PICTURED, N_LISTED = 4, 8  # of what is found, in the terminal
 
 console = Console(highlight=False)
@@ -92,6 +93,18 @@ def share_right(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((model(images).argmax(dim=1) == labels).float().mean())
 
 
+def show_index(index: kinsight.Index) -> None:
+    """What was built, and what is asked of it alone: twins and hubs."""
+    about, table = index.info(), index.build_neighbors(k=10)
+    twins, hub = table.duplicates(TWINS), int(table.occurrences().argmax())
+    size = f"{about['samples']:,} digits, {about['dim']:,} numbers each, {about['bytes'] / 1e6:.0f} MB on disk"
+    console.print(f"\n[bold]An index[/] of {size}; its similarities are off by {about['error']:.3f}.")
+    console.print(
+        f"{sum(map(len, twins)):,} digits have a twin (similarity above {TWINS}); digit {index.ids[hub]} is among the "
+        f"ten nearest of {int(table.occurrences()[hub])} others.\n"
+    )
+
+
 def show_neighbors(found: Findings, digits: Digits) -> None:
     """Held-out digits and their neighbors."""
     neighbors = found.neighbors
@@ -116,7 +129,9 @@ def show_crowds(found: Findings, digits: Digits) -> None:
     """The loneliest and the most crowded digits."""
     for what, places in (("Loneliest", found.lonely), ("Most crowded", found.crowded)):
         labels, counts = digits.labels[list(places)].tolist(), found.counts.values[list(places)].tolist()
-        pairs = [f"{label}  ({count:.0f})" for label, count in zip(labels, counts, strict=True)]
+        assert found.counts.error is not None
+        errors = found.counts.error[list(places)].tolist()
+        pairs = [f"{a}  ({b:.0f} ± {c:.0f})" for a, b, c in zip(labels, counts, errors, strict=True)]
         console.print(f"\n[bold]{what}[/], by label and soft count: {', '.join(pairs[:N_LISTED])}")
         if console.is_terminal:
             show_strip(console, [digits.images[place] for place in places], pairs)
@@ -177,9 +192,15 @@ def main() -> None:
     data = kinsight.Samples(digits.images, digits.labels, class_names=names)
     held_out_ids = [f"held-out {number}" for number in range(len(digits.held_out_labels))]
     queries = kinsight.Samples(digits.held_out_images, digits.held_out_labels, ids=held_out_ids, class_names=names)
+    kernel = kinsight.GradientKernel(model)
+    index = kinsight.Index.build(
+        options.out / "index", kernel, data, error=0.02, normalization="flat", overwrite=True, progress=True
+    )
+    show_index(index)
     found = examine(
-        kinsight.GradientKernel(model),
+        kernel,
         data,
+        index=index,
         queries=queries,
         n_suspects=max(8, len(digits.planted)),
         truth=digits.truth,
@@ -198,8 +219,9 @@ def main() -> None:
     console.print("The same from the command line, as on your own model and data:\n")
     common = f"demo.network:convnet npz:{options.out}/train.npz --checkpoint {options.out}/convnet.safetensors"
     print(f".venv/bin/kinsight neighbors {common} --queries npz:{options.out}/held-out.npz --ids 0 --ids 1 -k 5")
-    print(f".venv/bin/kinsight labels {common} --top 20")
-    print(f".venv/bin/kinsight report {common} --out {options.out}/again.html")
+    print(f".venv/bin/kinsight index {common} --out {options.out}/again --error 0.02 --normalization flat")
+    print(f".venv/bin/kinsight labels --index {options.out}/index --top 20")
+    print(f".venv/bin/kinsight report {common} --index {options.out}/index --out {options.out}/again.html")
 
 
 if __name__ == "__main__":

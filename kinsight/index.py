@@ -164,7 +164,8 @@ class Index(Contents):
         and `error` of the result says how far they are off.
 
         Args:
-            queries: whatever `Samples` takes, strangers to the index.
+            queries: whatever `Samples` takes. Where `data` is passed, too, a query that is a part of it (`data.take`,
+                `data.first`, or by id where both were given ids) is not its own neighbor; all others are strangers.
             ids: ids of samples of the index, in place of queries; none of them is its own neighbor.
             k: neighbors of each.
             kernel: the kernel the index was built with; queries that are inputs need it.
@@ -187,15 +188,19 @@ class Index(Contents):
             raise InputError("Pass queries, inputs whose neighbors are asked for, or ids of samples of the index.")
         if kernel is not None:
             self.check(kernel)
-        asked = of_inputs(self.about, queries, kernel) if ids is None else of_rows(self.store, ids, self.rows_of(ids))
-        if data is None or kernel is None:
+        samples = None if data is None else Samples.wrap(data)
+        if ids is None:
+            asked = of_inputs(self.about, queries, kernel, samples)
+        else:
+            asked = of_rows(self.store, ids, self.rows_of(ids))
+        if samples is None or kernel is None:
             values, rows = self._nearest(asked, k, is_exhaustive=is_exhaustive)
             return as_neighbors(asked, values, rows, self.ids, self.normalization, self.error)
         n_candidates = max(10 * k, N_CANDIDATES) if n_candidates is None else n_candidates
         if n_candidates < k:
             raise InputError(f"n_candidates is {n_candidates}, fewer than the {k} neighbors asked for.")
         _, rows = self._nearest(asked, n_candidates, is_exhaustive=is_exhaustive)
-        take = functools.partial(self.take, Samples.wrap(data))
+        take = functools.partial(self.take, samples)
         values, rows = exactly(kernel, self.normalization, asked, rows, k, take)
         return as_neighbors(asked, values, rows, self.ids, self.normalization, None)
 

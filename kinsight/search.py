@@ -12,7 +12,7 @@ from torch import Tensor
 from kinsight.errors import InputError
 from kinsight.gradients.scratch import Scratch
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.neighbors import Neighbors, merge_best
+from kinsight.neighbors import Neighbors, merge_best, self_positions
 from kinsight.rows import ROWS, matrix_of
 from kinsight.samples import Batch, Id, Samples
 from kinsight.sketch import sketch
@@ -51,8 +51,8 @@ def of_rows(store: Store, ids: Sequence[Id], rows: Sequence[int]) -> Queries:
     return Queries(tuple(ids), units_of(values), torch.tensor(rows), None)
 
 
-def of_inputs(about: Mapping[str, Any], queries: Any, kernel: GradientKernel | None) -> Queries:
-    """Inputs, sketched as those of an index are.
+def of_inputs(about: Mapping[str, Any], queries: Any, kernel: GradientKernel | None, data: Samples | None) -> Queries:
+    """Inputs, sketched as those of an index are; with the data it was built from, those of it are known as such.
 
     Raises:
         InputError: there is no kernel to do so.
@@ -62,7 +62,8 @@ def of_inputs(about: Mapping[str, Any], queries: Any, kernel: GradientKernel | N
     samples = Samples.wrap(queries)
     batch = samples.take(range(len(samples)))
     found = sketch(kernel, batch, about["dim"], seed=about["seed"], normalization=about["normalization"])
-    return Queries(batch.ids, units_of(found.values), torch.full((len(batch),), -1), batch)
+    rows = torch.full((len(batch),), -1) if data is None else self_positions(samples, data)
+    return Queries(batch.ids, units_of(found.values), rows, batch)
 
 
 def as_neighbors(

@@ -88,6 +88,12 @@ def test_the_index_answers_without_a_model(folder: Path, capsys: pytest.CaptureF
     assert values == pytest.approx(truth.similarities.flatten().tolist(), abs=6 * found["error"] + 1e-3)
 
 
+def test_a_report_from_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    (written,) = answer(capsys, "report", "shop:build", "npz:data.npz", "--index", "ours", *QUIET)["rows"]
+    assert " numbers a sample" in Path(written["path"]).read_text(encoding="utf-8")
+
+
 def test_a_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (found,) = answer(capsys, *BUILD, "--dim", "128", "--dry-run")["rows"]
     assert (found["question"], found["n"], found["dim"]) == ("index", 60, 128)

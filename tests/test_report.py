@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 import kinsight
-from kinsight.errors import InputError
-from kinsight.explorer import examine, render, write_report
+from kinsight.errors import ChangedDataError, InputError, WrongModelError
+from kinsight.explorer import Findings, examine, render, write_report
 from kinsight.explorer.pictures import data_uri, histogram, ticks
 
 HOSTILE = "<script>alert('x')</script>"
@@ -177,3 +177,37 @@ def test_photos_stay_small_and_flat_counts_have_one_bar() -> None:
     assert [bar.n for bar in histogram([2.0, 2.0, float("nan")])] == [2]
     assert histogram([float("nan")]) == []
     assert ticks(0.0, 0.06) == pytest.approx([0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06])
+
+
+def test_a_report_from_an_index_says_so_and_states_errors(kernel: kinsight.GradientKernel, tmp_path: Path) -> None:
+    data = images()
+    index = kinsight.Index.build(tmp_path / "index", kernel, data, dim=2048, normalization="flat")
+    exact, found = (examine(kernel, data, n_queries=3, n_neighbors=4, index=each) for each in (None, index))
+    assert exact.neighbors is not None
+    assert found.neighbors is not None
+    assert torch.equal(found.neighbors.positions, exact.neighbors.positions)  # no query is its own neighbor
+    assert torch.equal(found.counts.values, index.soft_count().values)
+    assert found.suspects is not None
+    assert found.suspects.error == index.error
+    page = render(found)
+    assert "from an index, 2,048 numbers a sample" in page
+    place, errors = found.lonely[0], found.counts.error
+    assert errors is not None
+    assert f"{float(found.counts.values[place]):.1f} ± {float(errors[place]):.1f}" in page
+    assert "±" not in render(exact)
+    assert all(route == "not needed" for route in _without_queries(kernel, data, index).subject.routes.values())
+
+
+def _without_queries(kernel: kinsight.GradientKernel, data: kinsight.Samples, index: kinsight.Index) -> Findings:
+    fresh = kinsight.GradientKernel(kernel.model)
+    return examine(fresh, data, n_queries=0, index=index)
+
+
+def test_a_report_is_not_made_from_the_index_of_something_else(kernel: kinsight.GradientKernel, tmp_path: Path) -> None:
+    data = images()
+    index = kinsight.Index.build(tmp_path / "index", kernel, data, dim=64)
+    with pytest.raises(ChangedDataError):
+        examine(kernel, images(), index=index)
+    other = kinsight.GradientKernel(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
+    with pytest.raises(WrongModelError):
+        examine(other, data, index=index)

@@ -54,6 +54,15 @@ def test_a_sample_of_the_index_is_not_its_own_neighbor(index: Index, kernel: Gra
     assert len(index.neighbors(ids=[17], k=400).ids[0]) == 299
 
 
+def test_a_query_that_is_part_of_the_data_is_not_its_own_neighbor(index: Index, kernel: GradientKernel) -> None:
+    samples = data()
+    truth = neighbors(kernel, samples.first(3), samples, 5)
+    found = index.neighbors(samples.first(3), k=5, kernel=kernel, data=samples, n_candidates=300)
+    assert torch.equal(found.positions, truth.positions)
+    stranger = index.neighbors(samples.take([2]).inputs, k=1, kernel=kernel, data=samples)
+    assert stranger.positions.tolist() == [[2]]
+
+
 def test_an_index_of_parts_ranks_by_all_of_them(index: Index, kernel: GradientKernel) -> None:
     more = data(100, seed=2, ids=range(300, 400))
     longer = index.append(kernel, more)

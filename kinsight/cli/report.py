@@ -24,11 +24,20 @@ def make_report(
     n_neighbors: Annotated[int, typer.Option(min=1, help="Neighbors shown of each.")] = 8,
     n_suspects: Annotated[int, typer.Option(min=0, help="Suspected labels shown.")] = 24,
     normalization: Normalization = Similarity.flat,
+    index: Annotated[
+        Path | None,
+        typer.Option(help="Take counts and suspects from this index of DATA, in its normalization, with their error."),
+    ] = None,
 ) -> None:
     """One HTML file with neighbors, crowds and suspected labels, pictures inside; it opens offline."""
     from kinsight.explorer import write_report
 
     check_writable(out, overwrite=overwrite)
+    opened = None
+    if index is not None:
+        from kinsight.index import Index
+
+        opened = Index(index)
     kernel = kernel_of(model, options)
     written = write_report(
         out,
@@ -39,6 +48,7 @@ def make_report(
         n_neighbors=n_neighbors,
         n_suspects=n_suspects,
         normalization=normalization.value,
+        index=opened,
         title=title,
         progress=not options.quiet,
     )

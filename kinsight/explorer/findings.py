@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kinsight.batches import Id, as_targets, check_length
-from kinsight.density import Counts, soft_count
+from kinsight.density import Counts
 from kinsight.errors import InputError, TargetError
+from kinsight.explorer.asking import Asker, asker
 from kinsight.explorer.portraits import Painter, Portrait
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.labels import LabelSuspects, label_suspects
-from kinsight.neighbors import Neighbors, neighbors
+from kinsight.labels import LabelSuspects
+from kinsight.neighbors import Neighbors
 from kinsight.samples import Samples
+
+if TYPE_CHECKING:
+    from kinsight.index import Index
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Subject:
         routes: how the gradient of each was computed, by name.
         output: name of the output function.
         normalization: which similarity.
+        dim: numbers in a sketch, where counts and suspects are estimated from an index; None: they are exact.
         is_classification: whether targets are classes.
         agreement: share of the samples whose class the network predicts; nan where that cannot be told.
     """
@@ -40,6 +45,7 @@ class Subject:
     routes: Mapping[str, str]
     output: str
     normalization: Normalization
+    dim: int | None
     is_classification: bool
     agreement: float
 
@@ -117,10 +123,14 @@ def examine(
     n_suspects: int = 24,
     normalization: Normalization = "flat",
     truth: Any = None,
+    index: Index | None = None,
     title: str = "",
     progress: bool = False,
 ) -> Findings:
     """Neighbors, counts and suspected labels of a data set, with what there is to show of the samples in them.
+
+    All of it is exact; with an index, counts and suspects are estimates from its sketches, and neighbors are looked for
+    there, and then ranked by their true similarities.
 
     Args:
         kernel: the gradient kernel of the network.
@@ -132,39 +142,34 @@ def examine(
         n_lonely: samples with the lowest soft counts that are shown.
         n_crowded: samples with the highest.
         n_suspects: suspected labels that are shown; 0 leaves them out.
-        normalization: which similarity, in all of it.
+        normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
+        index: of the data, built with this kernel.
         title: of the page; made of the model's name where left out.
         progress: whether to show progress bars.
 
     Raises:
         InputError: a number of samples to show is negative.
+        WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
     _check_counts(n_queries=n_queries, n_lonely=n_lonely, n_crowded=n_crowded, n_suspects=n_suspects)
     samples = Samples.wrap(data)
     right = _as_truth(truth, samples)
     asked = _queries(samples, queries, n_queries)
-    found = None
-    if asked is not None:
-        found = neighbors(kernel, asked, samples, n_neighbors, normalization=normalization, progress=progress)
-    counts = soft_count(kernel, samples, normalization=normalization, progress=progress)
-    suspects, reason = _suspects(kernel, samples, n_suspects, normalization, progress=progress)
+    ask = asker(kernel, samples, normalization, index, progress=progress)
+    found = None if asked is None else ask.neighbors(asked, n_neighbors)
+    counts = ask.soft_count()
+    suspects, reason = _suspects(ask, samples, n_suspects)
     lonely, crowded = tuple(counts.order()[:n_lonely].tolist()), tuple(counts.order().flip(0)[:n_crowded].tolist())
+    shown = sorted({*lonely, *crowded, *_places(found), *_places(suspects)})
+    ask.check(shown)
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     return Findings(
-        title or f"What {type(kernel.model).__name__} finds alike",
-        _subject(kernel, painter, normalization),
-        () if asked is None else _portraits_of(asked, painter),
-        found,
-        counts,
-        lonely,
-        crowded,
-        suspects,
-        () if suspects is None else tuple(painter.words(target) for target in suspects.suggested),
-        reason,
-        None if right is None or suspects is None else _checked(suspects, samples, right),
-        painter.portraits(sorted({*lonely, *crowded, *_places(found), *_places(suspects)})),
-    )
+        title or f"What {type(kernel.model).__name__} finds alike", _subject(kernel, painter, ask),
+        () if asked is None else _portraits_of(asked, painter), found, counts, lonely, crowded, suspects,
+        () if suspects is None else tuple(painter.words(target) for target in suspects.suggested), reason,
+        None if right is None or suspects is None else _checked(suspects, samples, right), painter.portraits(shown),
+    )  # fmt: skip
 
 
 def _check_counts(**counts: int) -> None:
@@ -187,16 +192,14 @@ def _queries(samples: Samples, queries: Any, n_queries: int) -> Samples | None:
     return Samples(samples.take(positions), preview=lambda place: samples.preview(positions[place]))
 
 
-def _suspects(
-    kernel: GradientKernel, samples: Samples, n_suspects: int, normalization: Normalization, *, progress: bool
-) -> tuple[LabelSuspects | None, str]:
+def _suspects(ask: Asker, samples: Samples, n_suspects: int) -> tuple[LabelSuspects | None, str]:
     """The suspects, or why there are none."""
     if not n_suspects:
         return None, "Suspected labels were not asked for."
     if samples.targets is None:
         return None, "The data has no labels, so there is nothing to contradict."
     try:
-        found = label_suspects(kernel, samples, n_suspects=n_suspects, normalization=normalization, progress=progress)
+        found = ask.label_suspects(n_suspects)
     except TargetError as error:
         return None, f"The labels of this data cannot be judged. {error}"
     return found, ""
@@ -207,14 +210,16 @@ def _is_classification(samples: Samples) -> bool:
     return targets is not None and targets.dim() == 1 and not targets.is_floating_point()
 
 
-def _subject(kernel: GradientKernel, painter: Painter, normalization: Normalization) -> Subject:
+def _subject(kernel: GradientKernel, painter: Painter, ask: Asker) -> Subject:
+    missing = "unused" if kernel.routes else "not needed"
     return Subject(
         model_name=type(kernel.model).__name__,
         n_samples=len(painter.samples),
         sizes={name: parameter.numel() for name, parameter in kernel.parameters.items()},
-        routes={name: kernel.routes.get(name, "unused") for name in kernel.parameters},
+        routes={name: kernel.routes.get(name, missing) for name in kernel.parameters},
         output=kernel.output.name,
-        normalization=normalization,
+        normalization=ask.normalization,
+        dim=ask.dim,
         is_classification=painter.is_classification,
         agreement=painter.agreement(),
     )

@@ -131,6 +131,8 @@ def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
     yield "Output", subject.output.replace("_", " ")
     yield "Similarity", subject.normalization
     yield "Samples", f"{subject.n_samples:,}"
+    if subject.dim is not None:
+        yield "Counts and suspects", f"from an index, {subject.dim:,} numbers a sample"
 
 
 def _rows(findings: Findings, queries: list[Fields], samples: dict[int, Fields]) -> Iterator[Fields]:
@@ -159,7 +161,9 @@ def _rows(findings: Findings, queries: list[Fields], samples: dict[int, Fields])
 
 
 def _counted(findings: Findings, samples: dict[int, Fields], places: Iterable[int]) -> list[Fields]:
-    return [{"sample": samples[place], "count": _count(float(findings.counts.values[place]))} for place in places]
+    values, errors = findings.counts.values, findings.counts.error
+    counts = [_count(float(values[place]), None if errors is None else float(errors[place])) for place in places]
+    return [{"sample": samples[place], "count": count} for place, count in zip(places, counts, strict=True)]
 
 
 def _chart(findings: Findings) -> Fields | None:
@@ -292,7 +296,8 @@ def _terms(findings: Findings) -> Iterator[Fields]:
         }
     yield {
         "name": "Soft count",
-        "text": "The sum of a sample’s similarities to all samples, itself included.",
+        "text": "The sum of a sample’s similarities to all samples, itself included."
+        + (" Here estimated from an index; after ± stands the standard error." if findings.subject.dim else ""),
         "formula": "N(x) = Σⱼ k(x, xⱼ)",
     }
     is_regression = findings.suspects is not None and findings.suspects.task == "regression"
@@ -315,5 +320,9 @@ def _median(values: list[float]) -> float:
     return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
 
 
-def _count(value: float) -> str:
+def _count(value: float, error: float | None = None) -> str:
+    """A count, with its standard error where it has one: 1,204, 3.14, 120 ± 30."""
+    if error:
+        n_digits = max(0, -math.floor(math.log10(error)))
+        return f"{value:,.{n_digits}f} ± {error:,.{n_digits}f}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

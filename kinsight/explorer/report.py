@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinsight.explorer.findings import Findings, examine
 from kinsight.explorer.page import Headline, headlines, page_of
 from kinsight.kernel import GradientKernel, Normalization
+
+if TYPE_CHECKING:
+    from kinsight.index import Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +48,7 @@ def write_report(
     n_suspects: int = 24,
     normalization: Normalization = "flat",
     truth: Any = None,
+    index: Index | None = None,
     title: str = "",
     progress: bool = False,
 ) -> ReportSummary:
@@ -64,15 +68,16 @@ def write_report(
         n_lonely: samples with the lowest soft counts that are shown.
         n_crowded: samples with the highest.
         n_suspects: suspected labels that are shown.
-        normalization: which similarity, in all of it.
+        normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
+        index: of the data, built with this kernel: then counts and suspects are estimates from its sketches.
         title: of the page; made of the model's name where left out.
         progress: whether to show progress bars.
     """
     findings = examine(
         kernel, data, queries=queries, n_queries=n_queries, n_neighbors=n_neighbors, n_lonely=n_lonely,
-        n_crowded=n_crowded, n_suspects=n_suspects, normalization=normalization, truth=truth, title=title,
-        progress=progress,
+        n_crowded=n_crowded, n_suspects=n_suspects, normalization=normalization, truth=truth, index=index,
+        title=title, progress=progress,
     )  # fmt: skip
     page = render(findings).encode()
     Path(path).write_bytes(page)
