@@ -1,9 +1,11 @@
 """The command line builds an index, asks it, and checks it."""
 
+import inspect
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,21 @@ def test_the_index_answers_without_a_model(folder: Path, capsys: pytest.CaptureF
     truth = kinsight.neighbors(kernel, data.take([7, 20]), data, 2)
     values = [row["similarity"] for row in found["rows"]]
     assert values == pytest.approx(truth.similarities.flatten().tolist(), abs=6 * found["error"] + 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("verb", "asked"),
+    [("neighbors", kinsight.neighbors), ("density", kinsight.soft_count), ("labels", kinsight.label_suspects)],
+)
+def test_the_similarity_is_the_librarys_or_the_indexs(
+    verb: str, asked: Callable[..., Any], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = inspect.signature(asked).parameters["normalization"].default
+    assert answer(capsys, verb, "shop:build", "npz:data.npz", *QUIET)["normalization"] == own
+    other = {"flat": "whitened", "whitened": "flat"}[own]
+    answer(capsys, *BUILD, "--normalization", other)
+    ids = ("--ids", "1") if verb == "neighbors" else ()
+    assert answer(capsys, verb, "--index", "ours", "--quiet", *ids)["normalization"] == other
 
 
 def test_a_report_from_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,6 +220,8 @@ def test_label_suspects_of_an_index(folder: Path, capsys: pytest.CaptureFixture[
         (("density", "shop:build"), "MODEL and DATA are needed"),
         (("labels",), "MODEL and DATA are needed"),
         (("labels", "--index", "nowhere"), "There is no index in 'nowhere'"),
+        (("labels", "--index", "ours", "--normalization", "flat"), "Index 'ours' is of whitened similarity, not flat"),
+        (("density", "shop:build", "--index", "ours"), "leave MODEL and DATA out"),
         (("index", "shop:build", "npz:data.npz", "--out", "shop.py"), "holds something that is no index"),
     ],
 )

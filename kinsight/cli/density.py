@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked
-from kinsight.cli.options import AskedIndex, Normalization, OptionalData, OptionalModel, Options, Similarity
+from kinsight.cli.loading import asked, index_of
+from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, OptionalNormalization, Options, Similarity
 from kinsight.cli.printing import print_rows
 
 if TYPE_CHECKING:
     from kinsight.density import Counts
+    from kinsight.index import Index
 
 
 class Kind(StrEnum):
@@ -34,19 +34,21 @@ def print_density(
     threshold: Annotated[float, typer.Option(help="Of the hard count.")] = 0.5,
     power: Annotated[float, typer.Option(help="Of the power count.")] = 8.0,
     no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
-    normalization: Normalization = Similarity.whitened,
+    normalization: OptionalNormalization = None,
     index: AskedIndex = None,
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""
     from kinsight.density import hard_count, power_count, soft_count
 
     if index is not None:
-        counts = _from_index(index, kind, threshold, power, include_self=not no_self, progress=not options.quiet)
+        opened = index_of(index, normalization, model, data)
+        counts = _from_index(opened, kind, threshold, power, include_self=not no_self, progress=not options.quiet)
         _print(counts, kind, options)
         return
     kernel, samples = asked(model, data, options)
     how: dict[str, Any] = {
-        "normalization": normalization.value, "include_self": not no_self, "progress": not options.quiet,
+        "normalization": (normalization or Similarity.whitened).value,
+        "include_self": not no_self, "progress": not options.quiet,
     }  # fmt: skip
     if kind is Kind.hard:
         counts = hard_count(kernel, samples, thresholds=threshold, **how)
@@ -58,11 +60,8 @@ def print_density(
 
 
 def _from_index(
-    folder: Path, kind: Kind, threshold: float, power: float, *, include_self: bool, progress: bool
+    index: Index, kind: Kind, threshold: float, power: float, *, include_self: bool, progress: bool
 ) -> Counts:
-    from kinsight.index import Index
-
-    index = Index(folder)
     if kind is Kind.hard:
         return index.hard_count(threshold, include_self=include_self, progress=progress)
     if kind is Kind.power:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked
-from kinsight.cli.options import AskedIndex, Normalization, OptionalData, OptionalModel, Options, Similarity
+from kinsight.cli.loading import asked, index_of
+from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, OptionalNormalization, Options, Similarity
 from kinsight.cli.printing import print_rows
 
 
@@ -21,7 +21,7 @@ def print_labels(
     fail_on: Annotated[
         int | None, typer.Option(min=1, help="Exit with 1 from so many suspects on, shown or not.")
     ] = None,
-    normalization: Normalization = Similarity.flat,
+    normalization: OptionalNormalization = None,
     index: AskedIndex = None,
 ) -> None:
     """Labels that the neighborhood contradicts, and what it says instead.
@@ -33,16 +33,15 @@ def print_labels(
     how: dict[str, Any] = {"n_suspects": top, "power": power, "progress": not options.quiet}
     facts: dict[str, Any] = {"power": power}
     if index is not None:
-        from kinsight.index import Index
-
-        opened = Index(index)
+        opened = index_of(index, normalization, model, data)
         found, class_names = opened.label_suspects(**how), opened.about["class_names"]
         facts |= {"normalization": opened.normalization, "error": found.error}
     else:
         kernel, samples = asked(model, data, options)
-        found = label_suspects(kernel, samples, normalization=normalization.value, **how)
+        chosen = normalization or Similarity.flat
+        found = label_suspects(kernel, samples, normalization=chosen.value, **how)
         class_names = samples.class_names
-        facts |= {"normalization": normalization.value}
+        facts |= {"normalization": chosen.value}
     rows = (_with_names(row, class_names) for row in found.rows())
     facts |= {"task": found.task, "n_suspects": found.n_contradicted, "n_data": len(found.all_scores)}
     print_rows(rows, as_json=options.as_json, **facts)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinsight.cli.options import Options, Precision
+from kinsight.cli.options import Options, Precision, Similarity
 from kinsight.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -69,6 +69,30 @@ def asked(model: str | None, data: str | None, options: Options) -> tuple[Gradie
     if model is None or data is None:
         raise InputError("MODEL and DATA are needed to compare samples; without them, ask an index: --index FOLDER.")
     return kernel_of(model, options), samples_of(data, options, limit=options.limit)
+
+
+def index_of(folder: Path, normalization: Similarity | None, *unread: str | None) -> Index:
+    """The index of a folder.
+
+    Args:
+        folder: where it is.
+        normalization: that was asked for.
+        unread: arguments that mean nothing where an index is asked.
+
+    Raises:
+        InputError: it is of another normalization, or one of those arguments was passed.
+    """
+    from kinsight.index import Index
+
+    if any(unread):
+        raise InputError("This asks the sketches of --index alone: leave MODEL and DATA out. Or leave --index out.")
+    index = Index(folder)
+    if normalization is not None and normalization.value != index.normalization:
+        raise InputError(
+            f"Index {str(folder)!r} is of {index.normalization} similarity, not {normalization.value}: leave "
+            f"--normalization out, or build one with --normalization {normalization.value}."
+        )
+    return index
 
 
 def positions_of(samples: Samples | Index, ids: Iterable[str]) -> list[int]:

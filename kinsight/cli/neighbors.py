@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, kernel_of, positions_of, samples_of
-from kinsight.cli.options import Normalization, OptionalData, OptionalModel, Options, Queries, Similarity
+from kinsight.cli.loading import asked, index_of, kernel_of, positions_of, samples_of
+from kinsight.cli.options import OptionalData, OptionalModel, OptionalNormalization, Options, Queries, Similarity
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
 
 if TYPE_CHECKING:
+    from kinsight.index import Index
     from kinsight.neighbors import Neighbors
 
 
@@ -24,7 +25,7 @@ def print_neighbors(
     queries: Queries = None,
     ids: Annotated[list[str] | None, typer.Option(help="Only these samples of the queries; may be repeated.")] = None,
     k: Annotated[int, typer.Option("-k", "--n-neighbors", min=1, help="Neighbors of each query.")] = 10,
-    normalization: Normalization = Similarity.whitened,
+    normalization: OptionalNormalization = None,
     index: Annotated[
         Path | None,
         typer.Option(
@@ -34,7 +35,7 @@ def print_neighbors(
 ) -> None:
     """The samples the network finds most similar to each query."""
     if index is not None:
-        found = _from_index(index, model, data, queries, ids, k, options)
+        found = _from_index(index_of(index, normalization), model, data, queries, ids, k, options)
         facts = {"normalization": found.normalization, "error": found.error}
         print_rows(found.rows(), as_json=options.as_json, **facts)
         return
@@ -45,12 +46,13 @@ def print_neighbors(
     rows: Any = samples if queries is None else samples_of(queries, options)
     if ids:
         rows = Samples(rows.take(positions_of(rows, ids)))
-    found = neighbors(kernel, rows, samples, k, normalization=normalization.value, progress=not options.quiet)
-    print_rows(found.rows(), as_json=options.as_json, normalization=normalization.value)
+    chosen = normalization or Similarity.whitened
+    found = neighbors(kernel, rows, samples, k, normalization=chosen.value, progress=not options.quiet)
+    print_rows(found.rows(), as_json=options.as_json, normalization=chosen.value)
 
 
 def _from_index(
-    folder: Path,
+    index: Index,
     model: str | None,
     data: str | None,
     queries: str | None,
@@ -59,9 +61,6 @@ def _from_index(
     options: Options,
 ) -> Neighbors:
     """Neighbors of queries, or of samples of the index."""
-    from kinsight.index import Index
-
-    index = Index(folder)
     kernel = None if model is None else kernel_of(model, options)
     samples = None if data is None else samples_of(data, options, limit=options.limit)
     if queries is not None:

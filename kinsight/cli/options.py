@@ -54,11 +54,16 @@ Data = Annotated[str, typer.Argument(help=_DATA)]
 OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)]
 OptionalData = Annotated[str | None, typer.Argument(metavar="DATA", help=_DATA)]
 Queries = Annotated[str | None, typer.Option(help="Data whose neighbors are asked for; DATA if left out.")]
-Normalization = Annotated[
-    Similarity,
+_NORMALIZATION = (
+    "whitened: outputs are decorrelated first, so that none drowns the others; flat: one cosine over the gradients of "
+    "all outputs, cheaper for many. The same for a single output."
+)
+
+Normalization = Annotated[Similarity, typer.Option(help=_NORMALIZATION)]
+OptionalNormalization = Annotated[
+    Similarity | None,
     typer.Option(
-        help="whitened: outputs are decorrelated first, so that none drowns the others; flat: one cosine over the "
-        "gradients of all outputs, cheaper for many. The same for a single output."
+        help=f"{_NORMALIZATION} That of --index where there is one; else flat for labels and reports, and whitened."
     ),
 ]
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from kinsight.cli.loading import check_writable, kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Normalization, Options, Similarity
+from kinsight.cli.loading import check_writable, index_of, kernel_of, samples_of
+from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
 from kinsight.cli.printing import print_rows
 
 
@@ -23,7 +23,7 @@ def make_report(
     n_queries: Annotated[int, typer.Option(min=0, help="Queries whose neighbors are shown.")] = 8,
     n_neighbors: Annotated[int, typer.Option(min=1, help="Neighbors shown of each.")] = 8,
     n_suspects: Annotated[int, typer.Option(min=0, help="Suspected labels shown.")] = 24,
-    normalization: Normalization = Similarity.flat,
+    normalization: OptionalNormalization = None,
     index: Annotated[
         Path | None,
         typer.Option(help="Take counts and suspects from this index of DATA, in its normalization, with their error."),
@@ -33,11 +33,7 @@ def make_report(
     from kinsight.explorer import write_report
 
     check_writable(out, overwrite=overwrite)
-    opened = None
-    if index is not None:
-        from kinsight.index import Index
-
-        opened = Index(index)
+    opened = None if index is None else index_of(index, normalization)
     kernel = kernel_of(model, options)
     written = write_report(
         out,
@@ -47,7 +43,7 @@ def make_report(
         n_queries=n_queries,
         n_neighbors=n_neighbors,
         n_suspects=n_suspects,
-        normalization=normalization.value,
+        normalization=(normalization or Similarity.flat).value,
         index=opened,
         title=title,
         progress=not options.quiet,
