@@ -157,7 +157,7 @@ def _fill(
             f"The index was begun with {part['n']} samples, and this data has {len(samples)}: it is not the same. Pass "
             "the same data in the same order, or build a new index."
         )
-    worker = Worker(store, kernel, samples, number, store.n_rows(ROWS) - part["first"])
+    worker = Worker(store, kernel, samples, number, min(part["n"], store.n_rows(ROWS) - part["first"]))
     with progress_bar("index", len(samples), is_shown=progress) as advance:
         run(worker, engine, advance)
     measured = {**measured_error(store, kernel, samples, part["first"]), "part": number}

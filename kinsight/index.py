@@ -33,6 +33,9 @@ from kinsight.search import Queries, as_neighbors, exactly, nearest, of_inputs, 
 from kinsight.store import Damage, Store
 from kinsight.unit_gradients import warn_undefined
 
+SEARCHED_FROM = 200_000
+"""Samples from which on an index gets an approximate search where nothing is said: a scan takes longer than a blink."""
+
 N_CANDIDATES = 100
 """Best sketches whose similarities are computed, at least; and ten times as many as neighbors are asked for."""
 
@@ -63,6 +66,7 @@ class Index(Contents):
         seed: int = 0,
         normalization: Normalization = "whitened",
         previews: bool = True,
+        search: bool | None = None,
         resume: bool = False,
         overwrite: bool = False,
         engine: EngineName = "local",
@@ -80,6 +84,7 @@ class Index(Contents):
             seed: of the projection.
             normalization: 'whitened' or 'flat' similarity.
             previews: whether a thumbnail, a text or a few numbers are kept of each sample.
+            search: whether to build an approximate search, too; from 200,000 samples on where left out.
             resume: go on where an earlier build stopped, with the same data: what is committed is compared with it.
             overwrite: replace an index that is there.
             engine: 'local' works in this process; 'ray' on actors of Ray, of the cluster that RAY_ADDRESS or `ray
@@ -107,7 +112,9 @@ class Index(Contents):
                 Path(folder), kernel, samples, dim=dim, error=error, seed=seed, normalization=normalization,
                 has_previews=previews, resume=resume, overwrite=overwrite, engine=ready, progress=progress,
             )  # fmt: skip
-        return cls(folder)
+        index = cls(folder)
+        is_wanted = len(index) >= SEARCHED_FROM if search is None else search
+        return index.build_search() if is_wanted and SEARCH not in index.about else index
 
     def append(
         self, kernel: GradientKernel, data: Any, *, engine: EngineName = "local", progress: bool = False
@@ -222,7 +229,7 @@ class Index(Contents):
         return Index(self.folder).neighbor_table()
 
     def build_search(self, *, least_recall: float = 0.99) -> Index:
-        """The index with an approximate search, for large ones: below some 100,000 samples a scan is fast enough.
+        """The index with an approximate search, for large ones: a scan of 100,000 sketches is fast enough.
 
         Its recall among 10 neighbors, before true similarities are computed, is measured on 100 random samples against
         a scan, with as many partitions looked into as it takes; `info` has it. Samples that are appended later are

@@ -281,6 +281,22 @@ def test_append(index: Index, kernel: GradientKernel, tmp_path: Path) -> None:
     assert len(Index(index.folder)) == 400
 
 
+def test_an_interrupted_append_goes_on(index: Index, kernel: GradientKernel) -> None:
+    options: dict[str, Any] = {"seed": 2, "ids": range(300, 500)}
+    more = data(200, **options)
+    with pytest.raises(KeyboardInterrupt):
+        index.append(kernel, Interrupted(more.take(range(200)), ids=more.ids))
+    with pytest.raises(IncompleteIndexError, match=r"has 428 of 500 samples.*append\(\) of the same data"):
+        Index(index.folder)
+    longer = Index(index.folder, partial=True).append(kernel, more)
+    assert longer.ids == tuple(range(500))
+    again = Index.build(index.folder, kernel, data(), resume=True)  # the first data: all there, and the same
+    assert columns(again) == columns(longer)
+    changed = Samples(data().take(range(300)).inputs + 1, data().targets)
+    with pytest.raises(ChangedDataError, match="the sample at position 0"):
+        Index.build(index.folder, kernel, changed, resume=True)
+
+
 def test_nan_is_named_and_what_was_done_stays(kernel: GradientKernel, tmp_path: Path) -> None:
     samples = data()
     x = samples.take(range(300)).inputs.clone()

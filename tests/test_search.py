@@ -179,6 +179,15 @@ def test_approximate_search(kernel: GradientKernel, tmp_path: Path) -> None:
     assert searched.verify() == []
 
 
+def test_large_indexes_get_an_approximate_search(
+    kernel: GradientKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinsight.index.SEARCHED_FROM", 300)
+    for n, search, is_there in [(300, None, True), (299, None, False), (300, False, False), (256, True, True)]:
+        index = Index.build(tmp_path / f"{n} {search}", kernel, data(n), dim=16, search=search)
+        assert (index.info()["recall"] is not None) == is_there
+
+
 def test_approximate_search_sees_what_is_appended(kernel: GradientKernel, tmp_path: Path) -> None:
     index = Index.build(tmp_path, kernel, data(400), dim=64).build_search()
     again = data(400).take([33, 250]).inputs

@@ -30,7 +30,10 @@ def make_index(
     dim: Annotated[int | None, typer.Option(min=1, help="Numbers in a sketch; by --error if left out.")] = None,
     normalization: Normalization = Similarity.whitened,
     no_previews: Annotated[bool, typer.Option("--no-previews", help="Keep nothing to show samples by.")] = False,
-    search: Annotated[bool, typer.Option("--search", help="Also an approximate search, for large indexes.")] = False,
+    search: Annotated[
+        bool | None,
+        typer.Option("--search/--no-search", help="Approximate search; else from 200,000 on."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier build stopped.")] = False,
     append: Annotated[bool, typer.Option("--append", help="Add DATA to the index that is there.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
@@ -59,12 +62,11 @@ def make_index(
         return
     if append:
         index = Index(out, partial=True).append(kernel, samples, engine=engine.value, progress=not options.quiet)
+        index = index.build_search() if search else index
     else:
         index = Index.build(
             out, kernel, samples, dim=dim, error=error, seed=options.seed, normalization=normalization.value,
-            previews=not no_previews, resume=resume, overwrite=overwrite, engine=engine.value,
+            previews=not no_previews, search=search, resume=resume, overwrite=overwrite, engine=engine.value,
             progress=not options.quiet,
         )  # fmt: skip
-    if search:
-        index = index.build_search()
     print_facts(index.info(), as_json=options.as_json)
