@@ -143,7 +143,9 @@ def measure_million(n: int, given: argparse.Namespace, folder: Path) -> None:
     kernel = GradientKernel(model, own_class, max_bytes=jobs.MAX_BYTES)
     many = Samples(Moved(inputs, n))
     began = time.perf_counter()
-    index = Index.build(folder / "million", kernel, many, dim=DIM, previews=False, resume=True, progress=True)
+    index = Index.build(
+        folder / "million", kernel, many, dim=DIM, previews=False, search=False, resume=True, progress=True
+    )
     built = time.perf_counter() - began
     began = time.perf_counter()
     if index.info()["recall"] is None:
