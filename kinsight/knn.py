@@ -47,6 +47,31 @@ class NeighborTable:
         found = self.positions[self.positions >= 0]
         return torch.bincount(found, minlength=len(self))
 
+    def hubs(self, n: int = 20) -> list[tuple[int, int]]:
+        """The rows of the samples that are among the nearest k of most others, and of how many; the first n."""
+        counts = self.occurrences()
+        rows = counts.argsort(descending=True, stable=True)[:n]
+        return list(zip(rows.tolist(), counts[rows].tolist(), strict=True))
+
+    @property
+    def skewness(self) -> float:
+        """Skewness of `occurrences`: 0 where none is preferred, above 1 where a few samples are everybody's neighbors.
+
+        Reference:
+            Radovanović, Nanopoulos, Ivanović (2010), "Hubs in space", Journal of Machine Learning Research.
+        """
+        counts = self.occurrences().double()
+        off = counts - counts.mean()
+        spread = off.square().mean().sqrt()
+        return float((off**3).mean() / spread**3) if spread > 0 else 0.0
+
+    def rows(self) -> Iterator[dict[str, Id | int | float]]:
+        """One record a pair: query, rank (from 1), neighbor, similarity."""
+        for query, places, values in zip(self.ids, self.positions.tolist(), self.similarities.tolist(), strict=True):
+            for rank, (place, value) in enumerate(zip(places, values, strict=True), 1):
+                if place >= 0:
+                    yield {"query": query, "rank": rank, "neighbor": self.ids[place], "similarity": value}
+
     def duplicates(self, least: float) -> list[list[int]]:
         """Groups of samples that chains of neighbors with at least this similarity connect, the largest first."""
         rows, columns = torch.nonzero(self.similarities >= least, as_tuple=True)

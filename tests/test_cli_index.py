@@ -90,6 +90,25 @@ def test_the_index_answers_without_a_model(folder: Path, capsys: pytest.CaptureF
     assert values == pytest.approx(truth.similarities.flatten().tolist(), abs=6 * found["error"] + 1e-3)
 
 
+def test_neighbors_of_all_hubs_and_duplicates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    asked = ("neighbors", "--index", "ours", "-k", "4", "--quiet")
+    found = answer(capsys, *asked)
+    table = kinsight.Index("ours").neighbor_table()
+    assert found["rows"] == list(table.rows())
+    assert len(found["rows"]) == 60 * 4
+    exact = answer(capsys, "neighbors", "shop:build", "npz:data.npz", "--index", "ours", "-k", "4", *QUIET)
+    truth = answer(capsys, "neighbors", "shop:build", "npz:data.npz", "-k", "4", *QUIET)
+    assert [row["neighbor"] for row in exact["rows"]] == [row["neighbor"] for row in truth["rows"]]
+    hubs = answer(capsys, *asked, "--hubs", "3")
+    counts = table.occurrences()
+    assert [row["neighbor_of"] for row in hubs["rows"]] == counts.sort(descending=True).values[:3].tolist()
+    assert hubs["skewness"] == pytest.approx(table.skewness)
+    groups = answer(capsys, *asked, "--duplicates", "0.95")
+    wanted = [{"group": number, "id": row} for number, group in enumerate(table.duplicates(0.95)) for row in group]
+    assert groups["rows"] == wanted
+
+
 @pytest.mark.parametrize(
     ("verb", "asked"),
     [("neighbors", kinsight.neighbors), ("density", kinsight.soft_count), ("labels", kinsight.label_suspects)],
@@ -213,7 +232,9 @@ def test_label_suspects_of_an_index(folder: Path, capsys: pytest.CaptureFixture[
         (("info", "nowhere"), "There is no index in 'nowhere'"),
         (("verify", "nowhere"), "There is no index in 'nowhere'"),
         (("neighbors", "--index", "nowhere", "--ids", "1"), "There is no index in 'nowhere'"),
-        (("neighbors", "--index", "ours"), "Whose neighbors?"),
+        (("neighbors", "--index", "ours", "--hubs", "3", "--ids", "1"), "--duplicates and --hubs are of all samples"),
+        (("neighbors", "shop:build", "npz:data.npz", "--hubs", "3"), "pass --index"),
+        (("neighbors", "--index", "ours", "--hubs", "3", "--duplicates", "0.9"), "ask one at a time"),
         (("neighbors", "--index", "ours", "--ids", "99"), "There is no sample '99'"),
         (("neighbors", "--index", "ours", "--queries", "npz:queries.npz"), "MODEL is needed"),
         (("neighbors", "--ids", "1"), "MODEL and DATA are needed"),

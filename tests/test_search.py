@@ -106,6 +106,9 @@ def test_neighbors_of_all(index: Index) -> None:
     counts = table.occurrences()
     assert int(counts.sum()) == 300 * 6
     assert int(counts[4]) == int((table.positions == 4).sum())
+    assert table.hubs(300) == sorted(enumerate(counts.tolist()), key=lambda pair: (-pair[1], pair[0]))
+    wanted = ((counts.double() - 6) ** 3).mean() / counts.double().var(correction=0) ** 1.5
+    assert table.skewness == pytest.approx(float(wanted))
 
 
 def test_neighbors_of_all_go_on(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

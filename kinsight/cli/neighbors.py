@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,13 +32,30 @@ def print_neighbors(
             help="Search this index; then compute the true similarities of what is found, if there are MODEL and DATA."
         ),
     ] = None,
+    duplicates: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, help="Instead: groups of samples of --index that are so similar, at least."),
+    ] = None,
+    hubs: Annotated[
+        int | None, typer.Option(min=1, help="Instead: so many samples of --index that are neighbors of most others.")
+    ] = None,
 ) -> None:
     """The samples the network finds most similar to each query."""
     if index is not None:
-        found = _from_index(index_of(index, normalization), model, data, queries, ids, k, options)
-        facts = {"normalization": found.normalization, "error": found.error}
-        print_rows(found.rows(), as_json=options.as_json, **facts)
-        return
+        opened = index_of(index, normalization)
+        is_alone = queries is None and not ids and model is None and data is None
+        if is_alone:
+            _print_of_all(opened, k, duplicates, hubs, options)
+            return
+        if duplicates is None and hubs is None:
+            found = _from_index(opened, model, data, queries, ids, k, options)
+            facts = {"normalization": found.normalization, "error": found.error}
+            print_rows(found.rows(), as_json=options.as_json, **facts)
+            return
+    if duplicates is not None or hubs is not None:
+        raise InputError(
+            "--duplicates and --hubs are of all samples of an index: pass --index, and nothing to compare."
+        )
     from kinsight.neighbors import neighbors
     from kinsight.samples import Samples
 
@@ -49,6 +66,22 @@ def print_neighbors(
     chosen = normalization or Similarity.whitened
     found = neighbors(kernel, rows, samples, k, normalization=chosen.value, progress=not options.quiet)
     print_rows(found.rows(), as_json=options.as_json, normalization=chosen.value)
+
+
+def _print_of_all(index: Index, k: int, duplicates: float | None, hubs: int | None, options: Options) -> None:
+    """Neighbors of every sample of an index, which keeps them; or what these say of the data."""
+    if duplicates is not None and hubs is not None:
+        raise InputError("--duplicates and --hubs are two questions: ask one at a time.")
+    table = index.build_neighbors(k, progress=not options.quiet)
+    facts = {"normalization": index.normalization, "error": index.error}
+    rows: Iterable[dict[str, Any]] = table.rows()
+    if duplicates is not None:
+        groups = table.duplicates(duplicates)
+        rows = ({"group": number, "id": table.ids[row]} for number, group in enumerate(groups) for row in group)
+    elif hubs is not None:
+        rows = ({"id": table.ids[row], "neighbor_of": count} for row, count in table.hubs(hubs))
+        facts |= {"k": k, "skewness": table.skewness}
+    print_rows(rows, as_json=options.as_json, **facts)
 
 
 def _from_index(
@@ -69,7 +102,5 @@ def _from_index(
         rows = samples_of(queries, options)
         chosen = rows.take(positions_of(rows, ids)) if ids else rows
         return index.neighbors(chosen, k=k, kernel=kernel, data=samples)
-    if not ids:
-        raise InputError("Whose neighbors? Name samples of the index with --ids, or pass --queries.")
-    named = [index.ids[place] for place in positions_of(index, ids)]
+    named = [index.ids[place] for place in positions_of(index, ids)] if ids else index.ids
     return index.neighbors(ids=named, k=k, kernel=kernel, data=samples)
