@@ -224,6 +224,8 @@ class Index(Contents):
         Raises:
             IndexWriteError, BusyIndexError: the index cannot be written.
         """
+        if self.about.get(TABLE) == {"k": k, "n": len(self)} and self.store.n_rows(TABLE) == len(self):
+            return self.neighbor_table()
         with Store.open(self.folder, for_writing=True) as store:
             fill_neighbors(store, k, max_bytes=max_bytes, progress=progress)
         return Index(self.folder).neighbor_table()

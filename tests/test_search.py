@@ -12,6 +12,7 @@ from torch import nn
 from kinsight import GradientKernel, Index, Samples, neighbors
 from kinsight.errors import IncompleteIndexError, InputError
 from kinsight.search import grouped
+from kinsight.store import Store
 from tests.indexes import DIM, data, network
 
 
@@ -102,7 +103,10 @@ def test_neighbors_of_all(index: Index) -> None:
     assert table.error == index.error
     assert torch.equal(table.positions, truth.positions)
     assert (table.similarities - truth.similarities).abs().max() < 1e-6
-    assert torch.equal(Index(index.folder).neighbor_table().positions, table.positions)
+    again = Index(index.folder)
+    assert torch.equal(again.neighbor_table().positions, table.positions)
+    with Store.open(index.folder, for_writing=True):  # somebody else writes, and nothing has to be written
+        assert torch.equal(again.build_neighbors(k=6).positions, table.positions)
     counts = table.occurrences()
     assert int(counts.sum()) == 300 * 6
     assert int(counts[4]) == int((table.positions == 4).sum())
