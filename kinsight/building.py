@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kinsight.about import check_about
 from kinsight.batches import has_samples, leaves
 from kinsight.engine import Engine, run
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError
@@ -53,6 +54,7 @@ def build(
         raise InputError("resume=True keeps what is there, overwrite=True replaces it: pass one of them.")
     if resume and (folder / MANIFEST).exists():
         with Store.open(folder, for_writing=True) as store:
+            check_about(store)
             check_identity(kernel, store.about["kernel"], f"Index {str(folder)!r}")
             asked = {"dim": dim, "seed": seed, "normalization": normalization}
             for name, value in asked.items():
@@ -79,6 +81,7 @@ def build(
 def append(folder: Path, kernel: GradientKernel, samples: Samples, *, engine: Engine, progress: bool) -> None:
     """Add a data set to an index, or go on with adding it; see `Index.append`."""
     with Store.open(folder, for_writing=True) as store:
+        check_about(store)
         check_identity(kernel, store.about["kernel"], f"Index {str(folder)!r}")
         parts = store.about["parts"]
         if not parts[-1]["is_complete"] and len(parts) == 1:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kinsight.about import check_about
 from kinsight.approximate import SEARCH
 from kinsight.errors import IncompleteIndexError, TargetError, UnknownNameError
 from kinsight.kernel import Normalization
@@ -33,6 +34,7 @@ class Contents:
     def __init__(self, folder: str | Path, *, partial: bool = False) -> None:
         self.folder = Path(folder)
         self.store = Store.open(self.folder)
+        check_about(self.store)
         self.about = self.store.about
         n_expected = sum(part["n"] for part in self.about["parts"])
         if not partial and not all(part["is_complete"] for part in self.about["parts"]):

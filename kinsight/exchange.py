@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kinsight.about import KEPT, problem_of, problem_of_columns
 from kinsight.building import MAX_SHARD
 from kinsight.durable import sync, writing
 from kinsight.errors import IndexExistsError, IndexFormatError, NoIndexError
 from kinsight.rows import ROWS, schema_of
-from kinsight.sketch import MAX_DIM
 from kinsight.store import Store
 
 ABOUT = b"kinsight index"
 """Under this key of the file's metadata stands what the index was built with, as JSON."""
-
-KEPT = ("kernel", "normalization", "dim", "seed", "has_previews", "class_names", "parts")
-"""What of it goes along; tables and searches are built anew."""
 
 
 def write_parquet(store: Store, file: Path, *, overwrite: bool) -> int:
@@ -85,20 +81,11 @@ def read_parquet(file: Path, folder: Path, *, overwrite: bool) -> None:
 
 def _problem_of(about: Any, schema: pa.Schema, n: int) -> str:
     """What is wrong with what a file says of itself; '' where nothing is."""
-    if not isinstance(about, Mapping) or set(about) != set(KEPT):
-        return "its metadata do not say what it was built with"
-    parts, dim = about["parts"], about["dim"]
-    if not isinstance(dim, int) or not 1 <= dim <= MAX_DIM or not isinstance(about["seed"], int):
-        return "it has no length of sketches, or no seed"
-    if about["normalization"] not in ("whitened", "flat") or not isinstance(about["kernel"], Mapping):
-        return "it has no normalization, or no kernel"
-    is_whole = isinstance(parts, list) and parts and all(isinstance(part, Mapping) for part in parts)
-    if not is_whole or not all(part.get("is_complete") is True for part in parts):
+    problem = problem_of(about)
+    if problem or set(about) != set(KEPT):
+        return problem or "its metadata say more than what it was built with"
+    if not about["parts"][-1]["is_complete"]:
         return "it is not complete"
-    if sum(part.get("n", 0) for part in parts) != n:
+    if sum(part["n"] for part in about["parts"]) != n:
         return f"it has {n} rows, and says otherwise"
-    outputs = schema.field("outputs").type if "outputs" in schema.names else None
-    n_outputs = outputs.list_size if isinstance(outputs, pa.FixedSizeListType) else 0
-    if not schema.remove_metadata().equals(schema_of(dim, n_outputs)):
-        return "it has other columns"
-    return ""
+    return problem_of_columns(schema, about["dim"])

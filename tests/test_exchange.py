@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from kinsight import GradientKernel, Index, Samples
+from kinsight.about import ERRORS
 from kinsight.errors import IndexExistsError, IndexFormatError, IndexWriteError, NoIndexError
 from kinsight.exchange import ABOUT
 
@@ -83,19 +84,25 @@ def changed_about(index: Index, file: Path, **changes: Any) -> None:
     pq.write_table(table.replace_schema_metadata({ABOUT: json.dumps({**about, **changes})}), file)
 
 
+PART = {
+    "first": 0, "n": 150, "shard_size": 64, "is_complete": True, "target_shape": None, "target_type": None,
+    "error": dict.fromkeys(ERRORS, 0.1),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"dim": 33}, "it has other columns"),
+        ({"dim": 33}, "its rows have other columns"),
         ({"dim": "32"}, "no length of sketches"),
         ({"dim": 2**50}, "no length of sketches"),
         ({"seed": None}, "no length of sketches, or no seed"),
         ({"normalization": "both"}, "no normalization"),
         ({"kernel": [1]}, "no kernel"),
-        ({"parts": []}, "it is not complete"),
-        ({"parts": [{"n": 150, "is_complete": False}]}, "it is not complete"),
-        ({"parts": [{"n": 7, "is_complete": True}]}, "it has 150 rows, and says otherwise"),
-        ({"more": 1}, "do not say what it was built with"),
+        ({"parts": []}, "it has no parts"),
+        ({"parts": [{**PART, "n": 150, "is_complete": False}]}, "it is not complete"),
+        ({"parts": [{**PART, "n": 7}]}, "it has 150 rows, and says otherwise"),
+        ({"more": 1}, "say more than what it was built with"),
     ],
 )
 def test_what_makes_no_sense(index: Index, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_files_that_are_something_else(index: Index, tmp_path: Path) -> None:
     with pytest.raises(NoIndexError, match="There is no file"):
         Index.of_parquet(file, tmp_path / "again")
     pq.write_table(pa.table({"a": [1]}), file)
-    with pytest.raises(IndexFormatError, match="do not say what it was built with"):
+    with pytest.raises(IndexFormatError, match="does not say what it was built with"):
         Index.of_parquet(file, tmp_path / "again")
     file.write_bytes(b"PAR1 and nothing else")
     with pytest.raises(IndexFormatError, match="cannot be read"):

@@ -61,6 +61,7 @@ ORDER = [
     "labels",
     "identity",
     "rows",
+    "about",
     "worker",
     "on_ray",
     "engine",
