@@ -115,7 +115,7 @@ def measure_all(n: int, given: argparse.Namespace, folder: Path) -> None:
         "times_products": timings[KINSIGHT].median / timings[PRODUCTS].median,
         "gflop_per_second": 2e-9 * n**2 * DIM_ALL / timings[PRODUCTS].median, "dim": DIM_ALL, "k": K_ALL,
     }  # fmt: skip
-    jobs.keep("index", "sketches", f"all-n{n}-dim{DIM_ALL}", given, timings, facts)
+    jobs.keep("index", "sketches", f"all-n{n}-dim{DIM_ALL}", given, timings, facts, "--job all")
 
 
 def main() -> None:
