@@ -164,7 +164,8 @@ def _fill(
     with progress_bar("index", len(samples), is_shown=progress) as advance:
         run(worker, engine, advance)
     measured = {**measured_error(store, kernel, samples, part["first"]), "part": number}
-    parts = [*store.about["parts"][:number], {**part, "is_complete": True, "error": measured}]
+    parts = list(store.about["parts"])
+    parts[number] = {**part, "is_complete": True, "error": measured}
     store.update(parts=parts)
 
 

@@ -38,7 +38,8 @@ class Contents:
         self.about = self.store.about
         n_expected = sum(part["n"] for part in self.about["parts"])
         if not partial and not all(part["is_complete"] for part in self.about["parts"]):
-            how = "resume=True" if len(self.about["parts"]) == 1 else "append() of the same data"
+            is_first = len(self.about["parts"]) == 1
+            how = "resume=True (--resume)" if is_first else "append() of the same data (--append)"
             raise IncompleteIndexError(
                 f"Index {str(self.folder)!r} has {len(self):,} of {n_expected:,} samples: it is being built, or was "
                 f"interrupted. Go on with {how}, or open what there is with partial=True."

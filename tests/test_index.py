@@ -292,6 +292,7 @@ def test_an_interrupted_append_goes_on(index: Index, kernel: GradientKernel) -> 
     assert longer.ids == tuple(range(500))
     again = Index.build(index.folder, kernel, data(), resume=True)  # the first data: all there, and the same
     assert columns(again) == columns(longer)
+    assert [part["n"] for part in again.about["parts"]] == [300, 200]
     changed = Samples(data().take(range(300)).inputs + 1, data().targets)
     with pytest.raises(ChangedDataError, match="the sample at position 0"):
         Index.build(index.folder, kernel, changed, resume=True)
