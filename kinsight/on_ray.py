@@ -89,11 +89,30 @@ class RayEngine:
                 num_cpus=1,
                 fn_constructor_args=([ray.put(self.packed)], folder, worker.number, worker.n_committed),
             )
-            for shard, row in zip(shards, rows.iter_rows(), strict=True):
+            for shard, row in zip(shards, _rows_of(ray, rows), strict=True):
                 if row["error"]:
                     raise ray.cloudpickle.loads(row["error"])
                 assert (row["start"], row["n"]) == (shard.start, shard.n)
                 yield shard, json.loads(row["files"])
+
+
+def _rows_of(ray: Any, rows: Any) -> Iterator[dict[str, Any]]:
+    """What actors give, as long as there are any.
+
+    Raises:
+        EngineError: there are none left, or none could be made.
+    """
+    try:
+        yield from rows.iter_rows()
+    except ray.exceptions.RayError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        told = next(
+            (line for line in reversed(lines) if "Error: " in line), lines[0] if lines else type(error).__name__
+        )
+        raise EngineError(
+            f"Ray has given up: {told[:300]}. Every node needs kinsight, and whatever the model and the data are made "
+            "of, where Python finds them, and the folder of the index. What was committed is whole: mend it and resume."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -159,15 +178,9 @@ def _connected(ray: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        try:
-            ray.init(address="auto", **quiet)
-        except ConnectionError as error:
-            if os.environ.get("RAY_ADDRESS") or NO_RAY not in str(error):
-                raise
-            with _no_reports():
-                ray.init(address="local", include_dashboard=False, **quiet)
+        with _no_reports():  # without an address: that of RAY_ADDRESS or `ray start`, never one of another program
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise EngineError(
             f"Ray cannot be reached or started: {str(error).splitlines()[0][:300]}. Look at RAY_ADDRESS, RAY_AUTH_MODE "
@@ -177,10 +190,6 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-NO_RAY = "Could not find any running Ray"
-"""What Ray says where none was started; one that was, and refuses a token, is no reason to start another."""
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from kinsight import GradientKernel, Index, Samples
 from kinsight.errors import ChangedDataError, EngineError, InputError, NonFiniteError, UnknownNameError, WrongModelError
+from kinsight.on_ray import _rows_of
 from kinsight.samples import Batch
 from kinsight.worker import Worker
 from tests.indexes import DIM, data, network
@@ -145,15 +146,31 @@ def test_a_worker_with_another_kernel_writes_nothing(kernel: GradientKernel, tmp
         Worker.open(index.folder, GradientKernel(network(seed=1)), data(), 0, 300)
 
 
+def test_actors_that_cannot_be_made() -> None:
+    class Dead:
+        def iter_rows(self) -> Iterator[dict[str, Any]]:
+            yield {"start": 0}
+            raise ray.exceptions.RaySystemError("no actor\nModuleNotFoundError: No module named 'kinsight'\n  ^^^^")
+
+    rows = _rows_of(ray, Dead())
+    assert next(rows) == {"start": 0}
+    with pytest.raises(EngineError, match=r"given up: .*No module named 'kinsight'\. Every node needs kinsight"):
+        next(rows)
+
+
 def test_a_ray_that_is_not_there(kernel: GradientKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **options: Any) -> None:
-        assert options["address"] == "auto"  # none of our own is started in place of one that refuses
+    calls: list[dict[str, Any]] = []
+
+    def refused(**options: Any) -> None:
+        calls.append(options)
         raise ConnectionError("the token is wrong\nand more")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refused)
     with pytest.raises(EngineError, match=r"cannot be reached or started: the token is wrong\. Look at RAY_ADDRESS"):
         Index.build(tmp_path / "index", kernel, data(), dim=DIM, engine="ray")
+    assert len(calls) == 1  # none of our own is started in place of one that refuses
+    assert "address" not in calls[0]  # that of RAY_ADDRESS or `ray start`, none that happens to run
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'kinsight\[ray\]'"):
         Index.build(tmp_path / "index", kernel, data(), dim=DIM, engine="ray")
