@@ -38,6 +38,7 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	@bash scripts/fetch_data.sh
 	$(python) -m benchmarks.search
 	$(python) -m benchmarks.search --job million
+	$(python) -m benchmarks.linear
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard

@@ -76,6 +76,7 @@ MEASURES = {
     "memory_growth": Measure("memory, all samples over half of them", True, times),
     "recall": Measure("true neighbors found", False, percent),
     "query_seconds": Measure("one query", True, seconds),
+    "off_linear": Measure("slope of time over samples, off 1 by", True, "{:.3f}".format),
 }
 
 _GRAM = {"times_floor": 1.5, "times_ahead": 2.0, "times_allowed_bytes": 1.0}
@@ -117,6 +118,8 @@ MARKS: dict[str, dict[str, float]] = {
     "search-mnist-recall-n4000": {"recall": 0.99},
     "search-fashion-mnist-recall-n60000": {"recall": 0.99},
     "search-fashion-mnist-query-n1000000-dim1024": {"query_seconds": 0.05},
+    "linear-mlp-n60000": {"off_linear": 0.05},
+    "linear-lenet-n60000": {"off_linear": 0.05},
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
     "plan-mlp-soft_count-n4096": _PLAN,
@@ -185,6 +188,12 @@ matrix products of that size in memory.""",
 similarities, next to true similarities of all n samples. A neighbor is right where none of the ten nearest is more than
 1e-3 more similar. `query`: the same of one image at a time, one output, by approximate search among n sketches alone;
 next to a scan of all sketches, and to approximate search with the true similarities of 100 candidates.""",
+    ),
+    "linear": (
+        "Linear time",
+        """\
+Means of labels around all n samples, their variance, shift and residual, one output. The slope is that of the logarithm
+of time over that of the number of samples, from a sixtieth of n to n.""",
     ),
     "plan": (
         "Plans",
@@ -257,6 +266,7 @@ def job_row(record: Record) -> dict[str, str]:
         "planned memory": fact("planned_bytes", megabytes),
         "error": fact("error", "{:.1e}".format) if "error" in record else NONE if error is None else f"{error:.0e}",
         "error of full": fact("error_of_full", "{:.1e}".format),
+        "slope": fact("slope", "{:.3f}".format),
         "true neighbors found": fact("recall", percent),
         "by sketches alone": fact("recall_of_sketches", percent),
     }

@@ -6,7 +6,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kinsight.averages import averages
+    from kinsight.denoising import denoise
     from kinsight.density import hard_count, power_count, soft_count
+    from kinsight.fit import fit_map
     from kinsight.index import Index
     from kinsight.kernel import GradientKernel
     from kinsight.labels import label_suspects
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from kinsight.plan import Plan, plan
     from kinsight.samples import Batch, Samples
     from kinsight.sketch import Sketch, sketch
+    from kinsight.stability import compare
+    from kinsight.uncertainty import signed_support, uncertainty
 
 __all__ = [
     "Batch",
@@ -22,13 +27,19 @@ __all__ = [
     "Plan",
     "Samples",
     "Sketch",
+    "averages",
+    "compare",
+    "denoise",
+    "fit_map",
     "hard_count",
     "label_suspects",
     "neighbors",
     "plan",
     "power_count",
+    "signed_support",
     "sketch",
     "soft_count",
+    "uncertainty",
 ]
 
 _HOME = {
@@ -38,13 +49,19 @@ _HOME = {
     "Plan": "plan",
     "Samples": "samples",
     "Sketch": "sketch",
+    "averages": "averages",
+    "compare": "stability",
+    "denoise": "denoising",
+    "fit_map": "fit",
     "hard_count": "density",
     "label_suspects": "labels",
     "neighbors": "neighbors",
     "plan": "plan",
     "power_count": "density",
+    "signed_support": "uncertainty",
     "sketch": "sketch",
     "soft_count": "density",
+    "uncertainty": "uncertainty",
 }
 
 

@@ -1,115 +1,242 @@
-"""What denoising factors are made of: sums of the kernel and of its square around each sample."""
+"""Self-denoising: how much of the noise of labels is left in what a network predicts, and how far that can be believed.
+
+A network that minimizes the squared error of noisy labels y = truth + e has, at a stationary point, exactly
+
+    f_i - E_k[y]_i = (f_i - E_k[f]_i) + E_k[f - y]_i    with    E_k[a]_i = (sum_j K_ij)^-1 sum_j K_ij a_j
+
+the last term being 0: what it predicts is a mean of labels, and of their noise, but for a shift that needs no labels.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kinsight.knn import sketches_of
-from kinsight.samples import Id
-from kinsight.store import Store
+from kinsight.errors import InputError
+from kinsight.kernel import GradientKernel
+from kinsight.least_squares import (
+    LEAST_FREEDOM,
+    LEAST_UNEXPLAINED,
+    KernelSums,
+    LeastSquares,
+    matrix,
+    moves_along_itself,
+)
+from kinsight.samples import Id, Samples
+from kinsight.smoother import FLOOR, TOLERANCE, Smoother, exact_smoother
 
-MAX_MOMENTS = 2**24
-"""Numbers of the matrix of second moments that are held at once."""
+MAX_EXACT = 4096
+"""Samples times outputs up to which matrices are formed."""
 
-LEAST_SHARE = 1e-3
-"""Below this |sum_j k_ij| / (|g_i| sum_j |g_j|), nothing is divided by that sum."""
+Method = Literal["auto", "exact", "estimate"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """An assumption, and how well it holds.
+
+    Args:
+        name: of the assumption.
+        value: what was measured.
+        limit: up to which, or from which on, it holds.
+        is_at_most: whether the value is to be at most the limit; else at least.
+        meaning: what follows where it fails.
+    """
+
+    name: str
+    value: float
+    limit: float
+    is_at_most: bool
+    meaning: str
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it holds; what is not a number does not."""
+        return self.value <= self.limit if self.is_at_most else self.value >= self.limit
 
 
 @dataclass(frozen=True, eq=False)
-class DenoisingSums:
-    """Sums around each sample, of k_ij, the kernel of samples i and j, added up over outputs and not normalized.
-
-        sums_i = sum_j k_ij    squares_i = sum_j k_ij^2    D_i = sqrt(squares_i) / sums_i
+class Denoising:
+    """What a network makes of the noise of labels.
 
     Args:
         ids: of the samples, n of them.
-        sums: [n], float64; 0 where the gradient is zero.
-        squares: [n]; the estimate of a small one can be negative.
-        error_of_sums: standard error of `sums`, [n].
-        error_of_squares: standard error of `squares`, [n].
-        norms: |g(x)|, over all outputs, [n].
+        predictions: f_i, [n d].
+        means: E_k[y]_i, the labels around each sample, weighted by the kernel, [n d].
+        shifts: f_i - E_k[f]_i, [n d].
+        residuals: E_k[f - y]_i, without what weight decay explains, [n d]: 0 at a stationary point.
+        factors: D_i, the standard deviation of E_k[e]_i over that of e, [n]; nan where the kernel's sums cancel.
+        factors_error: standard error of that, [n]; None where it is exact.
+        noise_left: |H_i|, the standard deviation of the noise in f_i over that of e, to first order, [n].
+        noise_left_error: standard error of that, [n]; None where it is exact.
+        shares: smallest singular value of sum_j K_ij over what it would be if all gradients were parallel, [n].
+        noise: standard deviation of the noise of one label, estimated without clean labels; nan where the network
+            interpolates.
+        degrees_of_freedom: N d - Tr(2H - H H^T), what is left of the labels to estimate it by.
+        checks: the assumptions that all this rests on.
+        method: 'exact' or 'estimate'.
     """
 
     ids: tuple[Id, ...]
-    sums: Tensor
-    squares: Tensor
-    error_of_sums: Tensor
-    error_of_squares: Tensor
-    norms: Tensor
+    predictions: Tensor
+    means: Tensor
+    shifts: Tensor
+    residuals: Tensor
+    factors: Tensor
+    factors_error: Tensor | None
+    noise_left: Tensor
+    noise_left_error: Tensor | None
+    shares: Tensor
+    noise: float
+    degrees_of_freedom: float
+    checks: tuple[Check, ...]
+    method: str
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @property
-    def factors(self) -> Tensor:
-        """D: standard deviation of the kernel-weighted mean of labels, over that of the noise of one label. [n].
+    def effective_neighbors(self) -> Tensor:
+        """1 / D_i^2: so many labels of equal weight would average as well. [n]."""
+        return 1 / self.factors.square()
 
-        Negative where `sums` is. nan where `squares` is negative, or `sums` less than a thousandth of what it would be
-        if all gradients were parallel.
-        """
-        is_small = self.sums.abs() <= LEAST_SHARE * self.norms * self.norms.sum()
-        return (self.squares.sqrt() / self.sums).masked_fill(is_small, torch.nan)
+    @property
+    def predicted_errors(self) -> Tensor:
+        """Standard deviation of the noise in each prediction, in the unit of labels; misfit comes on top. [n]."""
+        return self.noise * self.noise_left
+
+    @property
+    def is_credible(self) -> bool:
+        """Whether every assumption holds."""
+        return all(check.is_met for check in self.checks)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a sample."""
+        columns: dict[str, list[Any]] = {
+            "prediction": self.predictions.tolist(), "mean": self.means.tolist(), "shift": self.shifts.tolist(),
+            "residual": self.residuals.tolist(), "factor": self.factors.tolist(),
+            "effective_neighbors": self.effective_neighbors.tolist(), "noise_left": self.noise_left.tolist(),
+            "predicted_error": self.predicted_errors.tolist(),
+        }  # fmt: skip
+        for row, id_ in enumerate(self.ids):
+            yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
 
 
-def denoising_sums(store: Store, ids: tuple[Id, ...], norms: Tensor, error: float, spread: float) -> DenoisingSums:
-    """The sums of all samples with all, from sketches, in time linear in their number.
+def denoise(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any = None,
+    *,
+    sample_weights: Any = None,
+    weight_decay: float = 0.0,
+    loss_scale: float | None = None,
+    decayed: Sequence[str] | None = None,
+    method: Method = "auto",
+    n_probes: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Denoising:
+    """How a network that was trained on noisy values averages their noise, around every sample.
 
-    With s_i the sketch of u_i = g_i / |g_i|, T = sum_j |g_j| s_j and C = sum_j |g_j|^2 s_j s_j^T:
-
-        sums_i = |g_i| s_i . T    squares_i = |g_i|^2 (s_i . C s_i - error^2 sum_j |g_j|^2)    but for x itself: exact
-
-    since the square of an inner product that is off by `error` is too large by error^2 on average. The errors are those
-    of s_i . T, of s_i . C s_i, of error^2 itself, and of the sum of the squares of errors around its mean: as those of
-    s_i . s_j and s_i . s_l go together as far as s_j and s_l do, that is 2 error^4 |C|^2. There, an error that was
-    measured as less than what is usual for so many numbers, 1 / sqrt(dim), is not believed.
+    It is assumed to minimize loss_scale sum_j w_j |f_j - y_j|^2 + weight_decay / 2 |theta|^2 on this very data; the
+    checks of the result say how far it does.
 
     Args:
-        store: of an index whose sketches are of single gradients: one output, or the flat normalization.
-        ids: of all samples.
-        norms: of their gradients, [n].
-        error: root mean square error of inner products of sketches.
-        spread: standard error of that.
+        kernel: the gradient kernel of the network, over the outputs that are compared with labels.
+        data: whatever `Samples` takes, with values [n] or [n d] as targets: what the network was trained on.
+        queries: the samples that are asked about; those of the data where left out.
+        sample_weights: w, [n]; 1 where left out.
+        weight_decay: as in torch.optim.SGD.
+        loss_scale: of the squared errors; 1 / (n d) where left out, as in torch.nn.MSELoss.
+        decayed: names of the parameters that decay; all where left out.
+        method: 'exact' forms the matrices of all pairs; 'estimate' takes time linear in the number of samples, and
+            random probes, whose spread gives the errors; 'auto': exact up to 4,096 samples times outputs.
+        n_probes: of the estimates; their relative error is about sqrt(1 / (2 n_probes)).
+        seed: of the probes.
+        progress: whether to show a progress bar.
+
+    Raises:
+        TargetError: no targets, classes, or not as many values as outputs.
+
+    Reference:
+        Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
     """
-    dim, weights = store.about["dim"], norms.square()
-    total = torch.zeros(dim, dtype=torch.float64)
-    for first, values in sketches_of(store):
-        total += norms[first : first + len(values)] @ values.double()
-    squares, lengths, size = _through_moments(store, weights)
-    own, sums = torch.zeros_like(norms), torch.zeros_like(norms)
-    for first, values in sketches_of(store):
-        rows, wide = slice(first, first + len(values)), values.double()
-        own[rows], sums[rows] = wide.square().sum(dim=1), wide @ total
-    is_zero, others = norms == 0, weights.sum() - weights
-    error_of_sums = norms * ((total.square().sum() + sums.square()) / dim).sqrt()
-    typical = max(error**2, 1 / dim)
-    variance = 4 * typical * (lengths + squares.square()) + 2 * typical**2 * size
-    variance = variance + (2 * error * spread * others).square()
-    sums = norms * (sums + norms * (1 - own))
-    squares = weights * (squares + weights * (1 - own.square()) - others * error**2)
-    return DenoisingSums(
-        ids, sums.masked_fill(is_zero, 0.0), squares.masked_fill(is_zero, 0.0),
-        error_of_sums, weights * variance.sqrt(), norms,
+    samples = Samples.wrap(data)
+    asked = None if queries is None or queries is data else Samples.wrap(queries)
+    _check_method(method, n_probes)
+    fit = LeastSquares.of(kernel, samples, sample_weights, weight_decay, loss_scale)
+    is_exact = method == "exact" or (method == "auto" and fit.labels.numel() <= MAX_EXACT)
+    sums = fit.sums(kernel, samples, asked, n_probes=0 if is_exact else n_probes, seed=seed, progress=progress)
+    if is_exact:
+        (factors, factors_error), smoother = _exactly(kernel, samples, asked, fit, sums)
+    else:
+        factors, factors_error = sums.estimated_factors()
+        smoother = fit.estimated_smoother(kernel, samples, asked, n_probes, seed)
+    residuals = sums.mean(sums.of_residuals)
+    if fit.decay:
+        residuals += fit.decay * sums.mean(moves_along_itself(kernel, samples if asked is None else asked, decayed))
+    noise, freedom = fit.noise(smoother)
+    return Denoising(
+        (samples if asked is None else asked).ids, sums.predictions, sums.mean(sums.of_labels) + fit.center,
+        sums.predictions - fit.center - sums.mean(sums.of_predictions), residuals, factors, factors_error,
+        smoother.noise_left, smoother.error, sums.shares, noise, freedom,
+        tuple(_checks(fit, residuals, factors, noise, freedom, smoother)), "exact" if is_exact else "estimate",
     )  # fmt: skip
 
 
-def _through_moments(store: Store, weights: Tensor) -> tuple[Tensor, Tensor, float]:
-    """s_i . C s_i and |C s_i|^2, [n] each, and |C|^2, of C = sum_j weight_j s_j s_j^T, some rows of it at a time."""
-    dim, size = store.about["dim"], 0.0
-    products, lengths = torch.zeros_like(weights), torch.zeros_like(weights)
-    step = max(1, min(dim, MAX_MOMENTS // dim))
-    for start in range(0, dim, step):
-        chosen = slice(start, start + step)
-        moments = torch.zeros(min(step, dim - start), dim, dtype=torch.float64)
-        for first, values in sketches_of(store):
-            wide = values.double()
-            moments += (weights[first : first + len(values), None] * wide[:, chosen]).T @ wide
-        size += float(moments.square().sum())
-        for first, values in sketches_of(store):
-            rows, wide = slice(first, first + len(values)), values.double()
-            moved = wide @ moments.T
-            products[rows] += (moved * wide[:, chosen]).sum(dim=1)
-            lengths[rows] += moved.square().sum(dim=1)
-    return products, lengths, size
+def _check_method(method: Method, n_probes: int) -> None:
+    if method not in ("auto", "exact", "estimate"):
+        raise InputError(f"method is {method!r}: use 'auto', 'exact' or 'estimate'.")
+    if n_probes < 2:
+        raise InputError(f"n_probes is {n_probes}: the spread of at least 2 gives an error.")
+
+
+def _exactly(
+    kernel: GradientKernel, samples: Samples, asked: Samples | None, fit: LeastSquares, sums: KernelSums
+) -> tuple[tuple[Tensor, None], Smoother]:
+    """Denoising factors and the smoother, from matrices of all pairs."""
+    own = matrix(kernel, samples, samples)
+    other = None if asked is None else matrix(kernel, asked, samples)
+    floor = FLOOR**2 if kernel.precision == torch.float64 else FLOOR
+    factors = fit.exact_factors(sums, own if other is None else other)
+    return (factors, None), exact_smoother(own, other, fit.weights, fit.decay, floor)
+
+
+def _checks(
+    fit: LeastSquares, residuals: Tensor, factors: Tensor, noise: float, freedom: float, smoother: Smoother
+) -> Iterator[Check]:
+    """What has to hold for the numbers to mean what they say."""
+    n = fit.labels.numel()
+    rms = (fit.unexplained / n) ** 0.5
+    scale = noise if noise == noise else rms
+    left = float(residuals.square().mean(dim=1).nanmean().sqrt())
+    kept = float(factors.square().nanmean().sqrt()) * scale
+    yield Check(
+        "stationarity", left / kept if kept > 0 else float("inf"), 0.2, True,
+        "root mean square of E_k[f - y] over that of the noise in E_k[y]. Above, the network is not at a minimum of "
+        "the squared error on this data (another loss, early stopping, other data, weight decay that was not passed): "
+        "its predictions are no means of these labels.",
+    )  # fmt: skip
+    yield Check(
+        "no interpolation", fit.unexplained / max(float(fit.labels.square().sum()), 1e-300), LEAST_UNEXPLAINED, False,
+        "share of the labels' variance that is left unexplained. Below, every label is reproduced with its noise: the "
+        "identity holds for any kernel, and nothing is denoised.",
+    )  # fmt: skip
+    yield Check(
+        "degrees of freedom", freedom / n, LEAST_FREEDOM, False,
+        "share of the labels that is left to estimate their noise by.",
+    )  # fmt: skip
+    yield Check(
+        "sums that do not cancel", float(factors.isnan().double().mean()), 0.01, True,
+        "share of samples whose sum of the kernel is as good as singular: their means are nan.",
+    )  # fmt: skip
+    if smoother.n_steps:
+        yield Check(
+            "smoother", smoother.left, TOLERANCE, True,
+            f"what is left of the normal equations after {smoother.n_steps} products with the kernel. Above, the noise "
+            "left in predictions is a lower bound: directions of small eigenvalues are missing.",
+        )  # fmt: skip

@@ -16,7 +16,7 @@ from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
 from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
 from kinsight.building import ERROR, taken
 from kinsight.contents import Contents
-from kinsight.denoising import DenoisingSums, denoising_sums
+from kinsight.denoising_sums import DenoisingSums, denoising_sums
 from kinsight.density import Counts
 from kinsight.engine import EngineName, engine_named
 from kinsight.errors import IncompleteIndexError, InputError

@@ -124,7 +124,7 @@ def suspects_among(
     """The same, of samples whose similarities come block by block; see `label_suspects`."""
     _check_numbers(power, n_suspects=n_suspects, n_supporters=n_supporters)
     task = task or ("regression" if targets.is_floating_point() else "classification")
-    votes, total = _votes(pairs, _ballots(targets, task), power, progress=progress)
+    votes, total = votes_of(pairs, _ballots(targets, task), power, progress=progress)
     scores, suggested = _judge(targets, votes, total, task)
     least = threshold if threshold is not None else _THRESHOLDS[task]
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
@@ -185,16 +185,25 @@ def known_targets(samples: Samples) -> Tensor:
     return targets
 
 
+def check_classes(targets: Tensor) -> None:
+    """Raise where targets are no class numbers.
+
+    Raises:
+        TargetError: they are no integers [n], or negative.
+    """
+    if targets.is_floating_point() or targets.dim() != 1:
+        raise TargetError(
+            f"Classification needs integer targets [n]; these are {str(targets.dtype).removeprefix('torch.')} "
+            f"[{' '.join(map(str, targets.shape))}]. Use task='regression', or class numbers."
+        )
+    if int(targets.min()) < 0:
+        raise TargetError(f"Class numbers start at 0; the smallest target is {int(targets.min())}.")
+
+
 def _ballots(targets: Tensor, task: Task) -> Tensor:
     """What each sample votes with: one-hot labels [n classes], or its value [n d]."""
     if task == "classification":
-        if targets.is_floating_point() or targets.dim() != 1:
-            raise TargetError(
-                f"Classification needs integer targets [n]; these are {str(targets.dtype).removeprefix('torch.')} "
-                f"[{' '.join(map(str, targets.shape))}]. Use task='regression', or class numbers."
-            )
-        if int(targets.min()) < 0:
-            raise TargetError(f"Class numbers start at 0; the smallest target is {int(targets.min())}.")
+        check_classes(targets)
         _, classes = torch.unique(targets.long(), return_inverse=True)
         return torch.nn.functional.one_hot(classes).double()
     if task != "regression":
@@ -202,7 +211,7 @@ def _ballots(targets: Tensor, task: Task) -> Tensor:
     return targets.double().reshape(len(targets), -1)
 
 
-def _votes(pairs: Pairs, ballots: Tensor, power: float, *, progress: bool) -> tuple[Tensor, Tensor]:
+def votes_of(pairs: Pairs, ballots: Tensor, power: float, *, progress: bool) -> tuple[Tensor, Tensor]:
     """sum_j w_ij ballot_j [n b] and sum_j w_ij [n], over all j but i, with w = similarity^power."""
     votes = torch.zeros(len(ballots), ballots.shape[1], dtype=torch.float64)
     total = torch.zeros(len(ballots), dtype=torch.float64)

@@ -145,7 +145,7 @@ def test_denoising_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     is_sure = found.error_of_sums < 0.1 * found.sums.abs()
     assert int(is_sure.sum()) > 50
     assert float((found.factors / factors - 1)[is_sure].abs().median()) < 0.1
-    monkeypatch.setattr("kinsight.denoising.MAX_MOMENTS", 10 * DIM)  # a few rows of the moments at a time
+    monkeypatch.setattr("kinsight.denoising_sums.MAX_MOMENTS", 10 * DIM)  # a few rows of the moments at a time
     again = index.denoising_sums()
     torch.testing.assert_close(again.squares, found.squares)
     torch.testing.assert_close(again.error_of_squares, found.error_of_squares)

@@ -26,13 +26,19 @@ PUBLIC_NAMES = [
     "Plan",
     "Samples",
     "Sketch",
+    "averages",
+    "compare",
+    "denoise",
+    "fit_map",
     "hard_count",
     "label_suspects",
     "neighbors",
     "plan",
     "power_count",
+    "signed_support",
     "sketch",
     "soft_count",
+    "uncertainty",
 ]
 ERRORS = [
     value for _, value in inspect.getmembers(kinsight.errors, inspect.isclass) if value.__module__ == "kinsight.errors"

@@ -16,8 +16,11 @@ from typing import Annotated
 
 import typer
 
+from kinsight.cli.compare import print_comparison
+from kinsight.cli.denoise import print_denoising
 from kinsight.cli.density import print_density
 from kinsight.cli.export import write_export
+from kinsight.cli.fit import print_fit
 from kinsight.cli.index import make_index
 from kinsight.cli.info import print_info
 from kinsight.cli.labels import print_labels
@@ -41,6 +44,9 @@ app.command("index")(with_options(make_index))
 app.command("neighbors")(with_options(print_neighbors))
 app.command("density")(with_options(print_density))
 app.command("labels")(with_options(print_labels))
+app.command("fit")(with_options(print_fit))
+app.command("denoise")(with_options(print_denoising))
+app.command("compare")(with_options(print_comparison))
 app.command("report")(with_options(make_report))
 app.command("info")(print_info)
 app.command("export")(write_export)

@@ -1,0 +1,223 @@
+"""Labels and outputs, averaged around every sample with the kernel as weight; in time linear in the number of samples.
+
+    s_i = sum_j k_ij    E_k[a]_i = sum_j k_ij a_j / s_i    V_k[y]_i = E_k[|y|^2]_i - |E_k[y]_i|^2
+
+with k a similarity or the kernel itself. Labels are centered first: second moments of uncentered ones cancel away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kinsight.errors import InputError
+from kinsight.kernel import GradientKernel
+from kinsight.kernel_products import KernelProducts, Weighting, kernel_products
+from kinsight.labels import Task, check_classes, known_targets
+from kinsight.neighbors import self_positions
+from kinsight.samples import Id, Samples
+
+LEAST_SHARE = 1e-3
+"""Below this |s_i| / (|g_i| sum_j |g_j|), nothing is divided by s_i."""
+
+
+@dataclass(frozen=True, eq=False)
+class Averages:
+    """Means around every sample, weighted by the kernel.
+
+    Args:
+        ids: of the samples, n of them.
+        weights: s_i, the sum of a sample's weights, [n].
+        shares: kappa_i, that sum over what it would be if all gradients were parallel, in [-1, 1], [n]. Where it is
+            within a thousandth of 0, all that is divided by it is nan; where it is negative, averages are no means.
+        labels: E_k[y], [n d]; of classes the share of each.
+        variances: V_k[y], summed up over axes, [n]; can be negative where weights are of both signs.
+        predictions: E_k[f], [n d]: of what the network says, in the axes of labels; None where it says something else.
+        shifts: f_i - E_k[f]_i, [n d].
+        residuals: E_k[f - y], [n d]: 0 at a stationary point of the squared error, for the kernel itself.
+        own: f_i, [n d].
+        classes: the label of each axis, where labels are classes.
+        weighting: the kernel.
+        n_data: number of samples averaged over.
+    """
+
+    ids: tuple[Id, ...]
+    weights: Tensor
+    shares: Tensor
+    labels: Tensor
+    variances: Tensor
+    predictions: Tensor | None
+    shifts: Tensor | None
+    residuals: Tensor | None
+    own: Tensor | None
+    classes: tuple[int, ...] | None
+    weighting: Weighting
+    n_data: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a sample."""
+        names = ("weight", "share", "label", "variance", "prediction", "shift", "residual")
+        values = (
+            self.weights, self.shares, self.labels, self.variances, self.predictions, self.shifts, self.residuals,
+        )  # fmt: skip
+        columns = {name: value.tolist() for name, value in zip(names, values, strict=True) if value is not None}
+        for row, id_ in enumerate(self.ids):
+            yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
+
+
+def averages(
+    kernel: GradientKernel,
+    data: Any,
+    queries: Any = None,
+    *,
+    weighting: Weighting = "whitened",
+    include_self: bool = True,
+    task: Task | None = None,
+    progress: bool = False,
+) -> Averages:
+    """Means of labels, and of what the network says, around every sample; their variance; what is left of residuals.
+
+    For labels that are classes the network says probabilities, if the outputs are as many logits as there are classes;
+    for values, its outputs, if they are as many.
+
+    Args:
+        kernel: the gradient kernel of the network.
+        data: whatever `Samples` takes, with targets: classes [n], or values [n] or [n d].
+        queries: the samples averaged around; the data itself where left out.
+        weighting: 'whitened' or 'flat' similarity, or the 'kernel' itself, which denoising is about.
+        include_self: whether a sample that is in the data counts itself.
+        task: 'classification' or 'regression'; by the targets' type where left out.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `Averages`.
+
+    Raises:
+        TargetError: no targets, or of the wrong kind.
+
+    Reference:
+        Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
+    """
+    if weighting not in ("whitened", "flat", "kernel"):
+        raise InputError(f"weighting is {weighting!r}: averages are weighted by 'whitened', 'flat' or 'kernel'.")
+    samples = Samples.wrap(data)
+    asked = None if queries is None or queries is data else Samples.wrap(queries)
+    labels = Labels.of(kernel, samples, task)
+
+    def columns(rows: slice | Tensor, outputs: Tensor) -> Tensor:
+        return labels.columns(rows, outputs.double())
+
+    found = kernel_products(kernel, samples, columns, labels.n_columns, asked, weighting=weighting, progress=progress)
+    values = found.values
+    if not include_self:
+        places = self_positions(samples if asked is None else asked, samples)
+        own = columns(places.clamp(min=0), found.outputs) * (found.lengths.square() * (places >= 0))[:, None]
+        values = values - own
+    return labels.averaged(values, found, samples if asked is None else asked, weighting, len(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The labels of a data set, centered, and what the network says in their place.
+
+    Args:
+        values: [n d], float64; of classes one-hot.
+        center: their mean, [d].
+        classes: the label of each axis, where labels are classes.
+        kind: 'values', 'logits', 'logit' (of class 1 of two), or None where the network says something else.
+    """
+
+    values: Tensor
+    center: Tensor
+    classes: tuple[int, ...] | None
+    kind: Literal["values", "logits", "logit"] | None
+
+    @staticmethod
+    def of(kernel: GradientKernel, samples: Samples, task: Task | None) -> Labels:
+        """Those of a data set.
+
+        Raises:
+            TargetError: there are none, or they are not of the kind that the task needs.
+        """
+        targets = known_targets(samples)
+        c = kernel.outputs(samples.take([0])).shape[1]
+        task = task or ("regression" if targets.is_floating_point() else "classification")
+        if task == "regression":
+            values = targets.double().reshape(len(targets), -1)
+            return Labels(values, values.mean(dim=0), None, "values" if c == values.shape[1] else None)
+        check_classes(targets)
+        most = int(targets.max())
+        is_logits = kernel.output.name == "logits"
+        kind: Literal["logits", "logit"] | None = None
+        if is_logits and c > max(most, 1):
+            kind, classes = "logits", torch.arange(c)
+        elif is_logits and c == 1 and most <= 1:
+            kind, classes = "logit", torch.arange(2)
+        else:
+            classes = torch.unique(targets.long())
+        values = (targets.long()[:, None] == classes).double()
+        return Labels(values, values.mean(dim=0), tuple(classes.tolist()), kind)
+
+    @property
+    def d(self) -> int:
+        """Axes of a label."""
+        return self.values.shape[1]
+
+    @property
+    def spread(self) -> float:
+        """Variance of the labels, summed up over axes."""
+        return float((self.values - self.center).square().sum(dim=1).mean())
+
+    @property
+    def n_columns(self) -> int:
+        """Of what is averaged."""
+        return 1 + self.d + (self.classes is None) + 2 * self.d * (self.kind is not None)
+
+    def said(self, outputs: Tensor) -> Tensor | None:
+        """What the network says, in the axes of labels, [n c] -> [n d]."""
+        if self.kind == "logits":
+            return outputs.softmax(dim=1)
+        if self.kind == "logit":
+            return torch.cat([1 - outputs.sigmoid(), outputs.sigmoid()], dim=1)
+        return outputs if self.kind == "values" else None
+
+    def columns(self, rows: slice | Tensor, outputs: Tensor) -> Tensor:
+        """1, labels, their square where they are values, predictions and residuals of some samples. [n m]."""
+        labels = self.values[rows].to(outputs.device)
+        center = self.center.to(outputs.device)
+        parts = [torch.ones_like(labels[:, :1]), labels - center]
+        if self.classes is None:
+            parts.append((labels - center).square().sum(dim=1, keepdim=True))
+        said = self.said(outputs)
+        if said is not None:
+            parts += [said - center, said - labels]
+        return torch.cat(parts, dim=1)
+
+    def averaged(
+        self, sums: Tensor, found: KernelProducts, samples: Samples, weighting: Weighting, n_data: int
+    ) -> Averages:
+        """The averages, of the sums of all columns."""
+        weights, d = sums[:, 0], self.d
+        shares = weights / (found.lengths * found.total_length)
+        divisor = weights.masked_fill(~(shares.abs() >= LEAST_SHARE), torch.nan)
+        means = sums / divisor[:, None]
+        labels, rest = means[:, 1 : 1 + d] + self.center, means[:, 1 + d :]
+        if self.classes is None:
+            variances, rest = rest[:, 0] - means[:, 1 : 1 + d].square().sum(dim=1), rest[:, 1:]
+        else:
+            variances = 1 - labels.square().sum(dim=1)
+        own = self.said(found.outputs.double())
+        predictions = None if own is None else rest[:, :d] + self.center
+        return Averages(
+            ids=samples.ids, weights=weights, shares=shares, labels=labels, variances=variances,
+            predictions=predictions, shifts=None if own is None or predictions is None else own - predictions,
+            residuals=None if own is None else rest[:, d:], own=own, classes=self.classes, weighting=weighting,
+            n_data=n_data,
+        )  # fmt: skip

@@ -1,0 +1,55 @@
+"""kinsight compare."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kinsight.cli.loading import kernel_of, samples_of
+from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
+from kinsight.cli.printing import print_rows
+from kinsight.errors import InputError
+
+if TYPE_CHECKING:
+    from kinsight.kernel import GradientKernel
+
+
+def print_comparison(
+    model: Model,
+    data: Data,
+    options: Options,
+    checkpoints: Annotated[
+        list[Path] | None, typer.Option("--with", help="Weights that are compared, in order; may be repeated.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--n-neighbors", min=1, help="Nearest neighbors that are compared.")] = 10,
+    n_anchors: Annotated[int, typer.Option(min=2, help="Random samples whose neighbors are compared.")] = 256,
+    least: Annotated[float, typer.Option(min=0, max=1, help="Share of neighbors that counts as the same.")] = 0.5,
+    normalization: OptionalNormalization = None,
+) -> None:
+    """How far checkpoints, or trainings, agree on neighbors and density, and from when on neighbors can be trusted."""
+    from kinsight.stability import compare
+
+    if options.checkpoint is not None or not checkpoints or len(checkpoints) < 2:
+        raise InputError("Name the weights that are compared with --with, two or more, and none with --checkpoint.")
+
+    def kernels() -> Iterator[tuple[str, GradientKernel]]:
+        for path in checkpoints:
+            yield str(path), kernel_of(model, replace(options, checkpoint=path))
+
+    samples = samples_of(data, options, limit=options.limit)
+    chosen = normalization or Similarity.flat
+    found = compare(
+        kernels(), samples, k=k, n_anchors=n_anchors, least=least, normalization=chosen.value, seed=options.seed
+    )
+    if not options.as_json:
+        trusted = f"from {found.trusted_from} on" if found.trusted_from else "not yet"
+        print(f"neighbors can be trusted {trusted}: {found.rule}", file=sys.stderr)
+    print_rows(
+        found.pairs(), as_json=options.as_json, normalization=chosen.value, k=k, n_anchors=found.n_anchors,
+        trusted_from=found.trusted_from, rule=found.rule,
+    )  # fmt: skip

@@ -1,0 +1,238 @@
+"""Over- and underfit, sample by sample: is it alone, do its neighbors agree, and does the network reproduce its label?
+
+                      label as its neighbors'    another label
+    crowded, fitted   learned                    memorized: against its neighbors
+    crowded, not      underfit                   contradicted, by the network too
+    lonely            alone where it is fitted, else not learned
+
+and ambiguous, where a crowded sample is not fitted and its neighbors' labels differ among themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kinsight.averages import Labels, averages
+from kinsight.errors import InputError, TargetError
+from kinsight.kernel import GradientKernel, Normalization
+from kinsight.labels import Task, votes_of
+from kinsight.samples import Id, Samples
+
+Regime = Literal[
+    "learned", "memorized", "underfit", "contradicted", "ambiguous", "alone", "not learned", "undefined"
+]  # fmt: skip
+
+MEANINGS: dict[Regime, str] = {
+    "learned": "Many samples are alike, their labels are as this one, and the network says so.",
+    "memorized": "Many samples are alike and have other labels, and the network reproduces this one: it was learned by "
+    "itself, against its neighbors. Look at the label.",
+    "underfit": "Many samples are alike, with labels as this one, and the network says something else: it could do "
+    "better here, or was stopped early.",
+    "contradicted": "Many samples are alike and have other labels, and the network does not reproduce this one. Look "
+    "at the label.",
+    "ambiguous": "Many samples are alike, their labels differ, and the network does not reproduce this one: noise in "
+    "the labels, or inputs that do not tell.",
+    "alone": "Few samples are alike, and the network reproduces the label: it was learned by itself, and says little "
+    "of others. More such data would help.",
+    "not learned": "Few samples are alike, and the network does not reproduce the label: rare, or broken.",
+    "undefined": "The gradient is zero, or no other sample is alike at all.",
+}
+"""What each regime means."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Where a number is small or large; see `FitMap`."""
+
+    count: float
+    variance: float
+    disagreement: float
+    residual: float
+
+    def regime(self, count: float, variance: float, disagreement: float, residual: float) -> Regime:
+        """Of a sample with these numbers."""
+        if any(math.isnan(number) for number in (count, variance, disagreement, residual)):
+            return "undefined"
+        is_fitted, is_other = residual <= self.residual, disagreement > self.disagreement
+        if count < self.count:
+            return "alone" if is_fitted else "not learned"
+        if is_fitted:
+            return "memorized" if is_other else "learned"
+        if variance > self.variance:
+            return "ambiguous"
+        return "contradicted" if is_other else "underfit"
+
+
+@dataclass(frozen=True, eq=False)
+class FitMap:
+    """Where the network fits well, and where too much or too little.
+
+    Args:
+        ids: of the samples, n of them.
+        counts: soft count of each, itself left out, [n].
+        variances: of the labels around each, itself left out, over that of all labels: 1 is no better than chance, [n].
+        disagreements: |y - E_k[y]|, of the label with the mean of those around it, itself left out, [n]; for classes
+            over sqrt(2), the distance between two of them, for values over the spread of all.
+        residuals: |f - y|, of the label with what the network says, on the same scale, [n].
+        regimes: of each sample.
+        splits: counts below which a sample is lonely; variances, disagreements and residuals above which its neighbors
+            differ, its label is another, and is not fitted.
+        groups: of each sample, where they were given, or its class.
+    """
+
+    ids: tuple[Id, ...]
+    counts: Tensor
+    variances: Tensor
+    disagreements: Tensor
+    residuals: Tensor
+    regimes: tuple[Regime, ...]
+    splits: Splits
+    groups: tuple[Any, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def of(self, regime: Regime) -> Tensor:
+        """Positions of the samples of a regime, the most pronounced first."""
+        places = torch.tensor([place for place, each in enumerate(self.regimes) if each == regime], dtype=torch.long)
+        by = {
+            "learned": self.counts, "alone": -self.counts, "memorized": self.disagreements,
+            "contradicted": self.disagreements, "ambiguous": self.variances,
+        }.get(regime, self.residuals)  # fmt: skip
+        return places[by[places].argsort(descending=True, stable=True)]
+
+    def by_group(self) -> list[dict[str, Any]]:
+        """One record a group: its size, medians, and the share of each regime.
+
+        Raises:
+            InputError: there are no groups.
+        """
+        if self.groups is None:
+            raise InputError("There are no groups: labels are values. Pass groups=.")
+        records: list[dict[str, Any]] = []
+        for group in sorted(set(self.groups), key=str):
+            rows = torch.tensor([place for place, each in enumerate(self.groups) if each == group])
+            found = [self.regimes[row] for row in rows.tolist()]
+            record: dict[str, Any] = {"group": group, "n": len(rows)}
+            for name in ("count", "variance", "disagreement", "residual"):
+                record[name] = float(getattr(self, f"{name}s")[rows].nanmedian())
+            records.append({**record, **{regime: found.count(regime) / len(found) for regime in MEANINGS}})
+        return records
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a sample."""
+        names = ("count", "variance", "disagreement", "residual")
+        values = torch.stack([self.counts, self.variances, self.disagreements, self.residuals], dim=1).tolist()
+        for place, (id_, regime, numbers) in enumerate(zip(self.ids, self.regimes, values, strict=True)):
+            record: dict[str, Any] = {"id": id_, "regime": regime}
+            record.update(zip(names, numbers, strict=True))
+            yield record if self.groups is None else {**record, "group": self.groups[place]}
+
+
+def fit_map(
+    kernel: GradientKernel,
+    data: Any,
+    *,
+    power: float = 8.0,
+    normalization: Normalization = "flat",
+    groups: Sequence[Any] | None = None,
+    least_count: float | None = None,
+    most_variance: float = 0.5,
+    most_disagreement: float = 0.5,
+    most_residual: float = 0.5,
+    task: Task | None = None,
+    progress: bool = False,
+) -> FitMap:
+    """Which samples are learned with others, memorized alone, underfit, or ambiguous.
+
+    Four numbers a sample: how many others are alike, sum_j k(x, x_j)^power; how much their labels vary, with that as
+    weight; how far their mean is from its label; and how far the network is.
+
+    Args:
+        kernel: the gradient kernel of the network, over outputs that are compared with labels.
+        data: whatever `Samples` takes, with targets: what the network was trained on.
+        power: of the similarities. 8 listens to close neighbors alone, and takes time quadratic in the number of
+            samples; 1 takes linear time, and hears everybody.
+        normalization: 'whitened' or 'flat' similarity.
+        groups: of each sample, for `FitMap.by_group`; its class where left out.
+        least_count: below, a sample is lonely; the first tenth of all where left out.
+        most_variance: above, neighbors differ: share of the variance of all labels.
+        most_disagreement: above, a label is another than those around it: of the distance between two classes, or of
+            the spread of all values.
+        most_residual: above, a label is not fitted, on the same scale.
+        task: 'classification' or 'regression'; by the targets' type where left out.
+        progress: whether to show a progress bar.
+
+    Returns:
+        `FitMap`.
+
+    Raises:
+        TargetError: no targets, or the network says something that cannot be compared with them.
+        InputError: the power is not positive, or groups are not one a sample.
+    """
+    if not power > 0:
+        raise InputError(f"power is {power}: it must be positive.")
+    samples = Samples.wrap(data)
+    if groups is not None and len(groups) != len(samples):
+        raise InputError(f"There are {len(groups)} groups and {len(samples)} samples: pass one a sample.")
+    labels = Labels.of(kernel, samples, task)
+    if labels.kind is None:
+        raise TargetError(
+            "The network's outputs cannot be compared with the targets: residuals need a logit a class, or an output a "
+            "value. Pass output= and targets that belong together."
+        )
+    measured = _measured(kernel, samples, labels, power, normalization, progress=progress)
+    known = measured[0][~measured[0].isnan()]
+    least = least_count if least_count is not None else float(known.quantile(0.1)) if len(known) else 0.0
+    splits = Splits(least, most_variance, most_disagreement, most_residual)
+    regimes = tuple(splits.regime(*numbers) for numbers in torch.stack(measured, dim=1).tolist())
+    return FitMap(samples.ids, *measured, regimes, splits, _groups(samples, labels, groups))
+
+
+def _groups(samples: Samples, labels: Labels, groups: Sequence[Any] | None) -> tuple[Any, ...] | None:
+    """The groups given, or classes by name; None where labels are values."""
+    if groups is not None:
+        return tuple(groups)
+    if labels.classes is None or samples.targets is None:
+        return None
+    names = samples.class_names
+    return tuple(names[number] if names else number for number in samples.targets.tolist())
+
+
+def _measured(
+    kernel: GradientKernel,
+    samples: Samples,
+    labels: Labels,
+    power: float,
+    normalization: Normalization,
+    *,
+    progress: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Counts, variances, disagreements and residuals. [n] each."""
+    if power == 1:
+        found = averages(kernel, samples, weighting=normalization, include_self=False, progress=progress)
+        assert found.own is not None
+        counts, means, variances, said = found.weights, found.labels, found.variances, found.own
+    else:
+        centered = labels.values - labels.center
+        ballots = torch.cat([centered, centered.square().sum(dim=1, keepdim=True)], dim=1)
+        pairs = kernel.similarity_blocks(samples, None, normalization)
+        votes, counts = votes_of(lambda _: pairs, ballots, power, progress=progress)
+        counts = counts.masked_fill(counts == 0, torch.nan)
+        shares = votes / counts[:, None]
+        means, variances = shares[:, :-1] + labels.center, shares[:, -1] - shares[:, :-1].square().sum(dim=1)
+        batches = samples.batches(kernel.block_size(samples))
+        found_outputs = torch.cat([kernel.outputs(batch).detach().cpu() for batch in batches])
+        of_network = labels.said(found_outputs.double())
+        assert of_network is not None
+        said = of_network
+    spread = labels.spread if labels.spread > 0 else 1.0
+    scale = 2**0.5 if labels.classes is not None else spread**0.5
+    disagreements, residuals = ((each - labels.values).norm(dim=1) / scale for each in (means, said))
+    return counts, variances / spread, disagreements, residuals

@@ -1,0 +1,112 @@
+"""The command line on fit, denoising and comparison: what the library says, printed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import kinsight
+from kinsight import cli
+from kinsight.sources import load_model
+
+MODULE = """
+import torch
+from torch import nn
+
+def classes():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
+
+def values():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+"""
+QUIET = ("--quiet", "--device", "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "shop", raising=False)
+    (tmp_path / "shop.py").write_text(MODULE)
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    np.savez(tmp_path / "classes.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
+    np.savez(tmp_path / "values.npz", x=x, y=x[:, 0])
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    return int(exit_info.value.code or 0), printed.out, printed.err
+
+
+def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    status, out, err = run(capsys, *arguments, "--json")
+    assert (status, err) == (0, "")
+    return json.loads(out)
+
+
+def test_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("fit", "shop:classes", "npz:classes.npz", *QUIET)
+    found = answer(capsys, *asked)
+    data = kinsight.Samples(*(np.load("classes.npz")[name] for name in "xy"))
+    truth = kinsight.fit_map(kinsight.GradientKernel(load_model("shop:classes", device="cpu")), data)
+    assert [row["regime"] for row in found["rows"]] == list(truth.regimes)
+    assert sum(found["regimes"].values()) == 40
+    most = max(found["regimes"], key=found["regimes"].get)
+    chosen = answer(capsys, *asked, "--regime", most)
+    assert [row["id"] for row in chosen["rows"]] == truth.of(most).tolist()
+    assert [row["group"] for row in answer(capsys, *asked, "--by-group")["rows"]] == [0, 1]
+    status, _, err = run(capsys, *asked, "--regime", "happy")
+    assert status == 2
+    assert "there are learned, memorized" in err
+
+
+def test_denoise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("denoise", "shop:values", "npz:values.npz", *QUIET)
+    found = answer(capsys, *asked, "--weight-decay", "0.01")
+    data = kinsight.Samples(*(np.load("values.npz")[name] for name in "xy"))
+    kernel = kinsight.GradientKernel(load_model("shop:values", device="cpu"))
+    truth = kinsight.denoise(kernel, data, weight_decay=0.01)
+    assert [row["noise_left"] for row in found["rows"]] == pytest.approx(truth.noise_left.tolist(), rel=1e-4)
+    assert found["noise"] == pytest.approx(truth.noise, rel=1e-4)
+    assert not found["is_credible"]
+    assert [check["name"] for check in found["checks"]] == [check.name for check in truth.checks]
+    status, out, err = run(capsys, *asked)
+    assert status == 0
+    assert "warning: stationarity is" in err
+    assert out.startswith("id\tprediction\tmean\tshift\tresidual\tfactor\teffective_neighbors\tnoise_left")
+    assert run(capsys, "denoise", "shop:classes", "npz:classes.npz", *QUIET)[0] == 2
+
+
+def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model("shop:classes", device="cpu")
+    for name, scale in (("first", 0.0), ("second", 1e-3), ("third", 2e-3)):
+        generator = torch.Generator().manual_seed(1)
+        moved = {k: v + scale * torch.randn(v.shape, generator=generator) for k, v in model.state_dict().items()}
+        save_file(moved, folder / f"{name}.safetensors")
+    weights = [item for name in ("first", "second", "third") for item in ("--with", f"{name}.safetensors")]
+    asked = ("compare", "shop:classes", "npz:classes.npz", *weights, "-k", "5", *QUIET)
+    found = answer(capsys, *asked)
+    assert [(row["first"], row["second"]) for row in found["rows"]] == [
+        ("first.safetensors", "second.safetensors"),
+        ("first.safetensors", "third.safetensors"),
+        ("second.safetensors", "third.safetensors"),
+    ]
+    assert found["trusted_from"] == "first.safetensors"
+    assert found["rows"][0]["neighbors"] > 0.9
+    status, out, err = run(capsys, *asked)
+    assert status == 0
+    assert "neighbors can be trusted from first.safetensors on: the first network that shares" in err
+    assert len(out.splitlines()) == 4
+    status, _, err = run(capsys, "compare", "shop:classes", "npz:classes.npz", *weights[:2], *QUIET)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "two or more" in err

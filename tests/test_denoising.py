@@ -1,0 +1,198 @@
+"""Self-denoising: exact where least squares are solved by formula, linear-time estimates within their errors."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kinsight import GradientKernel, Samples
+from kinsight.denoising import Denoising, denoise
+from kinsight.errors import InputError, TargetError, UnknownNameError
+from kinsight.smoother import conjugate_residuals
+
+N = 60
+
+
+def inputs(n: int = N, seed: int = 1, d: int = 5) -> Tensor:
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def close(a: Tensor | None, b: Tensor, tolerance: float = 1e-8) -> None:
+    assert a is not None
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def ridge(x: Tensor, y: Tensor, decay: float, weights: Tensor) -> tuple[nn.Linear, Tensor]:
+    """The linear model that minimizes sum_j w_j |f_j - y_j|^2 + decay |theta|^2, and its smoother of one output."""
+    solver = torch.linalg.solve(x.T @ (weights[:, None] * x) + decay * torch.eye(x.shape[1]).double(), x.T * weights)
+    model = nn.Linear(x.shape[1], y.shape[1], bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_((solver @ y).T)
+    return model, x @ solver
+
+
+@pytest.mark.parametrize("c", [1, 2])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_least_squares(c: int, weight_decay: float, is_weighted: bool) -> None:
+    """Of a linear model all is known by formula."""
+    x, y = inputs(), 100 + torch.randn(N, c, dtype=torch.float64)
+    weights = 0.5 + torch.rand(N, dtype=torch.float64) if is_weighted else torch.ones(N, dtype=torch.float64)
+    decay = weight_decay / (2 / (N * c))  # alpha is 1 / (n c), as in nn.MSELoss
+    model, smoother = ridge(x, y, decay, weights)
+    found = denoise(
+        GradientKernel(model), Samples(x, y), sample_weights=weights if is_weighted else None, weight_decay=weight_decay
+    )
+    assert found.method == "exact"
+    close(found.noise_left, smoother.square().sum(dim=1).sqrt())
+    left = c * float((2 * smoother - smoother @ smoother.T).trace())
+    assert found.degrees_of_freedom == pytest.approx(c * N - left)
+    assert found.noise == pytest.approx(float((model(x).detach() - y).square().sum() / (c * N - left)) ** 0.5)
+    close(found.predictions, model(x).detach())
+    kernel = (x @ x.T) * weights
+    shares = kernel / kernel.sum(dim=1, keepdim=True)
+    is_sure = ~found.factors.isnan()
+    assert int(is_sure.sum()) > N // 2
+    close(found.factors[is_sure], shares.square().sum(dim=1).sqrt()[is_sure])
+    close(found.means[is_sure], (shares @ y)[is_sure], 1e-6)
+    scale = 1 + found.means[is_sure].abs().max()
+    assert float(found.residuals[is_sure].abs().max() / scale) < 1e-8  # it is at the minimum, decay and all
+    decay_part = found.predictions - found.means - found.shifts
+    assert (float((decay_part[is_sure] / scale).abs().max()) < 1e-8) == (weight_decay == 0)
+
+
+def test_identical_and_orthogonal_samples() -> None:
+    kernel = GradientKernel(nn.Linear(64, 1, bias=False))
+    same = denoise(kernel, Samples(torch.ones(16, 64), torch.rand(16)))
+    close(same.factors, torch.full((16,), 0.25, dtype=torch.float64), 1e-6)
+    close(same.effective_neighbors, torch.full((16,), 16.0, dtype=torch.float64), 1e-5)
+    apart = denoise(kernel, Samples(torch.eye(64)[:16], torch.rand(16)))
+    close(apart.factors, torch.ones(16, dtype=torch.float64), 1e-6)
+
+
+def network(c: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, c)).double()
+
+
+def both(c: int, **options: Any) -> tuple[Denoising, Denoising]:
+    kernel, data = GradientKernel(network(c)), Samples(inputs(), torch.randn(N, c, dtype=torch.float64))
+    return denoise(kernel, data, **options), denoise(kernel, data, method="estimate", n_probes=400, **options)
+
+
+@pytest.mark.parametrize("c", [1, 3])
+@pytest.mark.parametrize("n_queries", [None, 7])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.02])
+def test_estimates_are_within_their_errors(c: int, n_queries: int | None, weight_decay: float) -> None:
+    queries = None if n_queries is None else inputs(n_queries, seed=9)
+    weights = torch.linspace(0.5, 2, N) if weight_decay else None
+    exact, found = both(c, queries=queries, weight_decay=weight_decay, sample_weights=weights)
+    assert (exact.method, found.method) == ("exact", "estimate")
+    close(found.means, exact.means)
+    close(found.shifts, exact.shifts)
+    assert found.factors_error is not None
+    assert found.noise_left_error is not None
+    is_sure = ~exact.factors.isnan()
+    off = ((found.factors - exact.factors) / found.factors_error)[is_sure]
+    assert float(off.square().mean().sqrt()) < 2
+    off = (found.noise_left - exact.noise_left) / found.noise_left_error
+    is_met = {check.name: check.is_met for check in found.checks}
+    if weight_decay:
+        assert float(off.square().mean().sqrt()) < 2
+        assert float((found.noise_left_error / found.noise_left).max()) < 0.1
+        assert found.noise == pytest.approx(exact.noise, rel=0.05)
+        assert is_met["smoother"]
+    else:  # small eigenvalues are out of reach: a lower bound, and the result says so
+        assert float(off.max()) < 4
+        assert not is_met["smoother"]
+
+
+def test_vectors_by_hand() -> None:
+    """A_ij = M_i^-1 K_ij and D_i^2 = Tr sum_j A_ij A_ij^T / c, sample by sample."""
+    kernel, x = GradientKernel(network(3)), inputs()
+    blocks = kernel.blocks(x)
+    found = denoise(kernel, Samples(x, torch.randn(N, 3, dtype=torch.float64)))
+    for row in range(5):
+        total = blocks[row].sum(dim=0)
+        parts = torch.linalg.inv(total) @ blocks[row]
+        wanted = float((parts @ parts.transpose(1, 2)).diagonal(dim1=1, dim2=2).sum() / 3) ** 0.5
+        if not bool(found.factors[row].isnan()):
+            assert float(found.factors[row]) == pytest.approx(wanted)
+
+
+def test_what_is_predicted_adds_up() -> None:
+    kernel, data = GradientKernel(network(3)), Samples(inputs(), torch.randn(N, 3, dtype=torch.float64))
+    found = denoise(kernel, data)
+    left = (found.predictions - found.means) - (found.shifts + found.residuals)
+    assert float(left[~found.factors.isnan()].abs().max()) < 1e-6
+
+
+def test_the_noise_of_labels_is_found_and_redrawn() -> None:
+    """Labels are redrawn: what varies is what was predicted to."""
+    x, truth = inputs(400, d=8), torch.zeros(400, 1).double()
+    ones = torch.ones(400, dtype=torch.float64)
+    drawn, noises = [], []
+    for seed in range(40):
+        noise = 0.3 * torch.randn(400, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        model, _ = ridge(x, truth + noise, 0.0, ones)
+        found = denoise(GradientKernel(model), Samples(x, truth + noise))
+        drawn.append(found.predictions[:, 0])
+        noises.append(found.noise)
+    assert torch.tensor(noises).mean() == pytest.approx(0.3, rel=0.02)
+    spread = torch.stack(drawn).std(dim=0)
+    assert float((spread / found.predicted_errors).mean()) == pytest.approx(1, rel=0.1)
+
+
+def test_assumptions_that_do_not_hold_are_named() -> None:
+    x, y = inputs(), 3 * inputs()[:, 0]
+    unmet = [check.name for check in denoise(GradientKernel(network(1)), Samples(x, y)).checks if not check.is_met]
+    assert "stationarity" in unmet  # it was never trained
+    wide = inputs(20, d=64)
+    model, _ = ridge(wide, y[:20, None], 1e-12, torch.ones(20, dtype=torch.float64))
+    found = denoise(GradientKernel(model), Samples(wide, y[:20]))
+    assert not found.is_credible
+    assert {"no interpolation", "degrees of freedom"} <= {check.name for check in found.checks if not check.is_met}
+    assert found.noise != found.noise  # no noise is claimed
+    assert bool(found.predicted_errors.isnan().all())
+    thin = inputs(400, d=3)
+    model, _ = ridge(1 + thin, torch.randn(400, 1).double(), 0.0, torch.ones(400, dtype=torch.float64))
+    assert denoise(GradientKernel(model), Samples(1 + thin, torch.randn(400, 1).double())).is_credible is False
+    y = torch.randn(400, 1).double()
+    model, _ = ridge(1 + thin, y, 0.0, torch.ones(400, dtype=torch.float64))
+    found = denoise(GradientKernel(model), Samples(1 + thin, y))
+    assert [check.name for check in found.checks if not check.is_met] in ([], ["sums that do not cancel"])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_conjugate_residuals(decay: float) -> None:
+    """Of a singular matrix too: what comes out is the projection of the right side."""
+    torch.manual_seed(0)
+    half = torch.randn(30, 10, dtype=torch.float64)
+    right = torch.randn(30, 4, dtype=torch.float64)
+    matrix = half @ half.T + decay * torch.eye(30)
+    found, left, steps = conjugate_residuals(lambda v: matrix @ v, right, 60)
+    assert left < 1e-2
+    assert 0 < steps < 30
+    wanted = matrix @ torch.linalg.pinv(matrix, rtol=1e-10) @ right
+    assert float((matrix @ found - wanted).norm() / wanted.norm()) < 2e-2
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "error", "message"),
+    [
+        (None, {}, TargetError, "no targets"),
+        (torch.arange(N) % 2, {}, TargetError, "values that outputs are compared with"),
+        (torch.rand(N, 2), {}, TargetError, "values that outputs are compared with"),
+        (torch.rand(N), {"method": "guess"}, InputError, "use 'auto', 'exact' or 'estimate'"),
+        (torch.rand(N), {"sample_weights": -torch.ones(N)}, InputError, "none of them negative"),
+        (torch.rand(N), {"sample_weights": torch.ones(3)}, InputError, "has to be 60 numbers"),
+        (torch.rand(N), {"weight_decay": -1.0}, InputError, "the other not negative"),
+        (torch.rand(N), {"weight_decay": 1.0, "decayed": ["x"]}, UnknownNameError, "no parameter 'x'"),
+        (torch.rand(N), {"method": "estimate", "n_probes": 1}, InputError, "at least 2"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_questions_that_make_no_sense(targets: Any, options: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        denoise(GradientKernel(network(1)), Samples(inputs(), targets), **options)

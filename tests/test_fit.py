@@ -1,0 +1,134 @@
+"""What a planted situation is called."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kinsight import GradientKernel, Samples
+from kinsight.errors import InputError, TargetError
+from kinsight.fit import MEANINGS, FitMap, Splits, fit_map
+
+
+def trained(x: Tensor, y: Tensor, n_steps: int, c: int) -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(x.shape[1], 64), nn.Tanh(), nn.Linear(64, c)).double()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        is_class = not y.is_floating_point()
+        loss = nn.functional.cross_entropy(model(x), y) if is_class else (model(x)[:, 0] - y).square().mean()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def blobs() -> tuple[Tensor, Tensor]:
+    """Two crowds, and three samples far from them."""
+    torch.manual_seed(1)
+    x = torch.randn(203, 4).double()
+    x[:100, 0] += 4
+    x[100:200, 0] -= 4
+    x[200:] = torch.tensor([[0.0, 40.0, 0, 0], [0, 0, -40, 0], [0, 0, 0, 40]])
+    return x, (torch.arange(203) >= 100).long()
+
+
+@pytest.fixture(scope="module")
+def memorized() -> FitMap:
+    x, y = blobs()
+    y[7] = 1  # wrong, and learned
+    model = trained(x, y, 1500, 2)
+    return fit_map(GradientKernel(model), Samples(x, y), least_count=0.0)
+
+
+def test_what_was_learned_and_what_was_memorized(memorized: FitMap) -> None:
+    assert memorized.regimes[7] == "memorized"
+    assert memorized.of("memorized")[0] == 7
+    assert memorized.regimes.count("learned") > 190
+    assert memorized.groups is not None
+    of_zero, of_one = memorized.by_group()
+    assert (of_zero["group"], of_zero["n"], of_one["n"]) == (0, 99, 104)
+    assert sum(of_zero[regime] for regime in MEANINGS) == pytest.approx(1)
+    record = list(memorized.rows())[7]
+    assert record["regime"] == "memorized"
+    assert record["disagreement"] > 0.9
+    assert record["residual"] < 0.1
+
+
+def test_what_was_not_fitted() -> None:
+    x, y = blobs()
+    y[7] = 1
+    early = fit_map(GradientKernel(trained(x, y, 25, 2)), Samples(x, y), least_count=0.0)
+    assert early.regimes[7] == "contradicted"
+    never = fit_map(GradientKernel(trained(x, y, 0, 2)), Samples(x, y), least_count=0.0, most_residual=0.3)
+    assert never.regimes.count("learned") < 100
+
+
+def test_numbers_by_hand() -> None:
+    x, y = blobs()
+    kernel = GradientKernel(trained(x, y, 50, 2))
+    labels = torch.eye(2).double()[y]
+    for power, normalization in ((8.0, "flat"), (1.0, "whitened")):
+        found = fit_map(kernel, Samples(x, y), power=power, normalization=normalization)  # type: ignore[arg-type]
+        similarity = kernel.flat_similarity(x) if normalization == "flat" else kernel.similarity(x)
+        weights = (similarity.clamp(min=0) ** power if power > 1 else similarity).fill_diagonal_(0)
+        shares = weights @ labels / weights.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(found.counts, weights.sum(dim=1))
+        total = 1 - labels.mean(dim=0).square().sum()
+        torch.testing.assert_close(found.variances, (1 - shares.square().sum(dim=1)) / total)
+        torch.testing.assert_close(found.disagreements, (labels - shares).norm(dim=1) / 2**0.5)
+        probabilities = kernel.model(x).softmax(dim=1).detach()
+        torch.testing.assert_close(found.residuals, (labels - probabilities).norm(dim=1) / 2**0.5)
+        assert found.splits.count == pytest.approx(float(found.counts.quantile(0.1)))
+
+
+def test_values() -> None:
+    x, _ = blobs()
+    y = x[:, 0].sin()
+    found = fit_map(GradientKernel(trained(x, y, 300, 1)), Samples(x, y), groups=["left", "right"] * 101 + ["left"])
+    assert found.groups is not None
+    assert [record["group"] for record in found.by_group()] == ["left", "right"]
+    spread = y.var(correction=0).sqrt()
+    residuals = (kernel_says(x, y) - y).abs() / spread
+    torch.testing.assert_close(found.residuals, residuals)
+    with pytest.raises(InputError, match="There are no groups"):
+        fit_map(GradientKernel(trained(x, y, 1, 1)), Samples(x, y)).by_group()
+
+
+def kernel_says(x: Tensor, y: Tensor) -> Tensor:
+    return trained(x, y, 300, 1)(x)[:, 0].detach()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "regime"),
+    [
+        ((5, 0.1, 0.1, 0.1), "learned"),
+        ((5, 0.9, 0.1, 0.1), "learned"),
+        ((5, 0.1, 0.9, 0.1), "memorized"),
+        ((5, 0.1, 0.1, 0.9), "underfit"),
+        ((5, 0.1, 0.9, 0.9), "contradicted"),
+        ((5, 0.9, 0.4, 0.9), "ambiguous"),
+        ((1, 0.1, 0.1, 0.1), "alone"),
+        ((1, 0.9, 0.9, 0.9), "not learned"),
+        ((float("nan"), 0, 0, 0), "undefined"),
+    ],
+)
+def test_every_regime(numbers: tuple[float, float, float, float], regime: str) -> None:
+    assert Splits(2, 0.5, 0.5, 0.5).regime(*numbers) == regime
+    assert regime in MEANINGS
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"power": 0}, InputError, "must be positive"),
+        ({"groups": [1, 2]}, InputError, "2 groups and 203 samples"),
+    ],
+)
+def test_questions_that_make_no_sense(options: Any, error: Any, message: str) -> None:
+    x, y = blobs()
+    with pytest.raises(error, match=message):
+        fit_map(GradientKernel(trained(x, y, 1, 2)), Samples(x, y), **options)
+    with pytest.raises(TargetError, match="cannot be compared with the targets"):
+        fit_map(GradientKernel(trained(x, y, 1, 2)), Samples(x, torch.randn(203)))
