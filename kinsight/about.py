@@ -76,7 +76,7 @@ def _problem_of_parts(parts: Any) -> str:
     return ""
 
 
-ERRORS = ("inner", "inner_standard_error", "cosine", "cosine_standard_error")
+ERRORS = ("inner", "inner_standard_error", "cosine", "cosine_standard_error", "expected")
 """What is measured of a complete part."""
 
 

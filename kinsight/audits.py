@@ -14,6 +14,9 @@ from kinsight.rows import ROWS, matrix_of
 from kinsight.search import units_of
 from kinsight.store import Store
 
+HALF_A_STEP = 0.52
+"""Standard error of a count that may be off by one: 1.96 times it holds one."""
+
 HELD = 4096
 """Rows whose sketches are compared with all others at once."""
 
@@ -41,11 +44,11 @@ def _units_or_nan(values: Tensor) -> Tensor:
     return units
 
 
-def soft_counts(store: Store, *, include_self: bool) -> tuple[Tensor, Tensor]:
+def soft_counts(store: Store, excess: float, *, include_self: bool) -> tuple[Tensor, Tensor]:
     """s(x) . sum_j s(x_j) for every sample x, one pass to add up and one to read; and its standard error. [n] each.
 
     Inner products of sketches are unbiased, and so is their sum. Its error is that of the inner product of u(x) with
-    S = sum_j u(x_j): sqrt((|S|^2 + N_S(x)^2) / dim).
+    S = sum_j u(x_j): sqrt((|S|^2 + N_S(x)^2) / dim) for a dense projection, and `excess` times that for this one.
     """
     dim, total = store.about["dim"], torch.zeros(store.about["dim"], dtype=torch.float64)
     for _, values in sketches_of(store):
@@ -57,7 +60,7 @@ def soft_counts(store: Store, *, include_self: bool) -> tuple[Tensor, Tensor]:
         counts.append(others + (1.0 if include_self else 0.0))
         undefined.append(~values.any(dim=1))
     found, is_undefined = torch.cat(counts), torch.cat(undefined)
-    errors = ((total.square().sum() + found.square()) / dim).sqrt()
+    errors = excess * ((total.square().sum() + found.square()) / dim).sqrt()
     found[is_undefined] = errors[is_undefined] = torch.nan
     return found, errors
 
@@ -70,7 +73,8 @@ def hard_counts(
     With normal errors of standard deviation `error`, a cosine is on the wrong side of tau with the probability
     p = Phi(-|cos - tau| / error). Were they independent, the count would vary by sum p (1 - p), and be off by sum +-p
     on average; were they one and the same for all neighbors of a sample, it would be off by half of what it changes by
-    between tau - error and tau + error. They are something between: the squares of all three are added up.
+    between tau - error and tau + error. They are something between: the squares of all three are added up. Where a
+    change by one is to be expected in more than one of forty cases, it is within two errors.
     """
     taus = torch.as_tensor(thresholds, dtype=torch.float64)
     at, below, beyond = (above((taus + move).tolist()) for move in (0.0, -error, error))
@@ -81,10 +85,11 @@ def hard_counts(
         distance = others[..., None] - taus
         wrong = torch.special.erfc(distance.abs() / scale) / 2
         bias, variance = torch.where(distance > 0, -wrong, wrong).sum(dim=1), (wrong * (1 - wrong)).sum(dim=1)
-        return torch.cat([at(similarities), bias, variance, below(others) - beyond(others)], dim=1)
+        return torch.cat([at(similarities), bias, variance, below(others) - beyond(others), wrong.sum(dim=1)], dim=1)
 
-    values, bias, variance, between = _counted(store, with_error, 4, include_self=include_self, advance=advance)
-    return values, (variance + bias.square() + between.square() / 4).sqrt()
+    values, bias, variance, between, flips = _counted(store, with_error, 5, include_self=include_self, advance=advance)
+    errors = (variance + bias.square() + between.square() / 4).sqrt()
+    return values, torch.where(flips > 1 / 40, errors.clamp(min=HALF_A_STEP), errors)
 
 
 def power_counts(

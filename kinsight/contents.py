@@ -94,6 +94,12 @@ class Contents:
         return square**0.5, spread**0.5
 
     @property
+    def excess(self) -> float:
+        """How much larger the error of inner products is than that of a dense projection; at least 1."""
+        known = [part["error"] for part in self.about["parts"] if part["is_complete"]]
+        return max([1.0, *(float(error["inner"] / error["expected"]) for error in known if error["expected"])])
+
+    @property
     def ids(self) -> tuple[Id, ...]:
         """One id a sample, in the order of rows."""
         if self._ids is None:

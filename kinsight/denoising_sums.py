@@ -54,7 +54,9 @@ class DenoisingSums:
         return (self.squares.sqrt() / self.sums).masked_fill(is_small, torch.nan)
 
 
-def denoising_sums(store: Store, ids: tuple[Id, ...], norms: Tensor, error: float, spread: float) -> DenoisingSums:
+def denoising_sums(
+    store: Store, ids: tuple[Id, ...], norms: Tensor, error: float, spread: float, excess: float
+) -> DenoisingSums:
     """The sums of all samples with all, from sketches, in time linear in their number.
 
     With s_i the sketch of u_i = g_i / |g_i|, T = sum_j |g_j| s_j and C = sum_j |g_j|^2 s_j s_j^T:
@@ -72,6 +74,7 @@ def denoising_sums(store: Store, ids: tuple[Id, ...], norms: Tensor, error: floa
         norms: of their gradients, [n].
         error: root mean square error of inner products of sketches.
         spread: standard error of that.
+        excess: how much larger it is than that of a dense projection, at least 1.
     """
     dim, weights = store.about["dim"], norms.square()
     total = torch.zeros(dim, dtype=torch.float64)
@@ -83,7 +86,7 @@ def denoising_sums(store: Store, ids: tuple[Id, ...], norms: Tensor, error: floa
         rows, wide = slice(first, first + len(values)), values.double()
         own[rows], sums[rows] = wide.square().sum(dim=1), wide @ total
     is_zero, others = norms == 0, weights.sum() - weights
-    error_of_sums = norms * ((total.square().sum() + sums.square()) / dim).sqrt()
+    error_of_sums = excess * norms * ((total.square().sum() + sums.square()) / dim).sqrt()
     typical = max(error**2, 1 / dim)
     variance = 4 * typical * (lengths + squares.square()) + 2 * typical**2 * size
     variance = variance + (2 * error * spread * others).square()

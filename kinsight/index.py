@@ -270,7 +270,7 @@ class Index(Contents):
 
         Unbiased, with its standard error; `kinsight.soft_count(kernel, data)` is exact, and linear in time, too.
         """
-        values, error = soft_counts(self.store, include_self=include_self)
+        values, error = soft_counts(self.store, self.excess, include_self=include_self)
         self._warn_undefined(values)
         return Counts(self.ids, values, len(self), self.normalization, include_self, "sketches", error)
 
@@ -314,7 +314,7 @@ class Index(Contents):
                 "Denoising sums need the kernel itself, and this index has sketches of whitened gradients of "
                 f"{self.outputs.shape[1]} outputs: build one with normalization='flat'."
             )
-        return denoising_sums(self.store, self.ids, self.norms, *self.error_of_inner_products)
+        return denoising_sums(self.store, self.ids, self.norms, *self.error_of_inner_products, self.excess)
 
     def label_suspects(
         self,

@@ -166,7 +166,7 @@ def error_of(values: Tensor, truth: Tensor) -> dict[str, float]:
 
     Returns:
         Root mean square error of inner products (`inner`) and of cosines (`cosine`), both with their standard error
-        over samples.
+        over samples; and what that of inner products is for a dense projection, sqrt((1 + k^2) / dim) (`expected`).
     """
     values = values.double()
     units = values / values.norm(dim=1, keepdim=True).clamp(min=1e-300)
@@ -179,6 +179,8 @@ def error_of(values: Tensor, truth: Tensor) -> dict[str, float]:
         spread = float(of_samples.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
         found[name] = math.sqrt(mean)
         found[f"{name}_standard_error"] = spread / (2 * math.sqrt(mean)) if mean else 0.0
+    squares = torch.where(pairs, truth.square(), 0.0)
+    found["expected"] = math.sqrt((1 + float(squares.sum()) / max(1, int(pairs.sum()))) / values.shape[1])
     return found
 
 
