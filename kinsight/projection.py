@@ -1,14 +1,14 @@
 """Seeded random projections of per-sample gradients whose inner products estimate the kernel without bias.
 
 The projection is a count sketch: every entry of a parameter is multiplied by a sign and added to one of `dim` buckets.
-The entry (r, j) of a parameter read as a matrix, r its first axis, goes to the bucket
+The entry (r, j) of output c's gradient over a parameter read as a matrix, r its first axis, goes to the bucket
 
-    (row bucket[r] + column bucket[j] + output bucket[c]) mod dim,   with the sign   s[r] s[j] s[c].
+    (row bucket[c, r] + column bucket[j]) mod dim,   with the sign   s[c, r] s[j].
 
-Rows get different buckets, at random; columns of one row get different, mostly consecutive ones, as far as there are
-`dim` of them. Two entries then share a bucket with probability 1 / dim, and never in one row or one column, which is
-what makes a product of signs as good as a sign of its own an entry: the inner product of two sketches has the variance
-(1 + cos^2) / dim of a dense projection, relative to the norms. Outputs add up in one sketch.
+Rows, of all outputs, get different buckets, at random; columns of one row get different, mostly consecutive ones, as
+far as there are `dim` of them. Two entries then share a bucket with probability 1 / dim, and never in one row or one
+column, which is what makes a product of signs as good as a sign of its own an entry: the inner product of two sketches
+has the variance (1 + cos^2) / dim of a dense projection, relative to the norms. Outputs add up in one sketch.
 
 An outer product a g^T is the circular convolution of the sketches of a and of g (TensorSketch): a gradient that is a
 sum of outer products is sketched without being built, where that is cheaper. Buckets and signs depend on the seed, the
@@ -61,6 +61,11 @@ class Hashes:
         """Those of entries start:stop."""
         return Hashes(self.buckets[start:stop], self.signs[start:stop], self.dim)
 
+    def of_group(self, group: int, c: int, g: int) -> Hashes:
+        """Of c outputs' entries in g groups each, those of one group. [c g k] -> [c k], flat."""
+        buckets, signs = (each.view(c, g, -1)[:, group].flatten() for each in (self.buckets, self.signs))
+        return Hashes(buckets, signs, self.dim)
+
     def add_up(self, values: Tensor) -> Tensor:
         """The sketch of vectors: entries with their signs, added up by bucket. [... k] -> [... dim]."""
         buckets = self.buckets.to(values.device).expand(values.shape)
@@ -92,23 +97,26 @@ class Projection:
     parameter: str
     dim: int
 
-    def hashes(self, shape: tuple[int, ...], first: int, stop: int) -> Hashes:
-        """Buckets and signs along axes first:stop of a parameter of this shape; all axes after the second are one."""
-        sizes = (*shape[:2], math.prod(shape[2:]))
-        found = Hashes(torch.zeros(1, dtype=torch.long), torch.ones(1, dtype=torch.long), self.dim)
-        for axis in range(first, min(stop, 3)):
-            found = found.cross(_along(self.seed, self.parameter, self.dim, axis, (*sizes, 1, 1)[:3]))
-        return found
+    def rows(self, shape: tuple[int, ...], c: int, n_axes: int = 1) -> Hashes:
+        """Buckets and signs of c outputs' entries along the first axis, or the first two. [c * rows], by output."""
+        size = shape[0] if shape else 1
+        found = Hashes(*_spread(f"{self.seed}/{self.parameter}/0", c * size, self.dim), self.dim)
+        return found if n_axes == 1 else found.cross(self._along(shape, 1))
 
-    def output_hashes(self, c: int) -> Hashes:
-        """What outputs add to buckets, and multiply signs by."""
-        return Hashes(*_spread(f"{self.seed}/{self.parameter}/output", c, self.dim), self.dim)
+    def columns(self, shape: tuple[int, ...], n_axes: int = 1) -> Hashes:
+        """Buckets and signs along the axes after the first, or after the first two. [columns]."""
+        last = self._along(shape, 2)
+        return self._along(shape, 1).cross(last) if n_axes == 1 else last
+
+    def _along(self, shape: tuple[int, ...], axis: int) -> Hashes:
+        """Those of the second axis (1), or of all after it as one (2)."""
+        sizes = (*shape[1:2], 1)[0], math.prod(shape[2:])
+        return _consecutive(self.seed, self.parameter, self.dim, axis, sizes)
 
     def of_built(self, values: Tensor) -> Tensor:
         """Sketch of built gradients. [n c *shape] -> [n dim]."""
         n, c, *shape = values.shape
-        rows, columns = self.hashes(tuple(shape), 0, 1), self.hashes(tuple(shape), 1, 3)
-        rows = self.output_hashes(c).cross(rows)
+        rows, columns = self.rows(tuple(shape), c), self.columns(tuple(shape))
         matrices = values.reshape(n, len(rows), len(columns))
         runs = list(columns.runs())
         if is_rolled(n=n, run=len(columns) / len(runs)) and not values.is_cuda and not values.requires_grad:
@@ -131,31 +139,34 @@ class Projection:
         size = o if gradient_first else i
         n_axes = axes_of(shape, g * size)
         assert n_axes is not None
-        rows, columns, outputs = self.hashes(shape, 0, n_axes), self.hashes(shape, n_axes, 3), self.output_hashes(c)
+        rows, columns = self.rows(shape, c, n_axes), self.columns(shape, n_axes)
         parts = []
         for part in chunks(n, 24 * t * self.dim):
             total = torch.zeros((), device=inputs.device)
             for group in range(g):
-                own = rows.part(group * size, (group + 1) * size)
-                of_input, of_output = (columns, own) if gradient_first else (own, columns)
-                spectrum = torch.fft.rfft(of_input.add_up(inputs[part, :, group]))
-                together = gradients[part, :, :, group].transpose(1, 2).flatten(2)  # [n t (c o)]
-                total = total + (torch.fft.rfft(outputs.cross(of_output).add_up(together)) * spectrum).sum(dim=1)
+                own, a, grads = rows.of_group(group, c, g), inputs[part, :, group], gradients[part, :, :, group]
+                if gradient_first:
+                    together = grads.transpose(1, 2).flatten(2)  # [n t (c o)]
+                    total = total + _convolved(columns, a, own, together)
+                    continue
+                for output in range(c):
+                    of_input = own.part(output * size, (output + 1) * size)
+                    total = total + _convolved(of_input, a, columns, grads[:, output])
             parts.append(torch.fft.irfft(total, n=self.dim))
         return torch.cat(parts)
 
     def of_looked_up(self, tokens: Tensor, gradients: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Sketch of gradients over an embedding table; tokens of -1 add nothing. [n t], [n c t i] -> [n dim]."""
         n, c = gradients.shape[:2]
-        rows, columns = self.hashes(shape, 0, 1), self.output_hashes(c).cross(self.hashes(shape, 1, 3))
-        row_buckets, row_signs = rows.buckets.to(tokens.device), rows.signs.to(gradients)
+        rows, columns = self.rows(shape, c), self.columns(shape)
+        row_buckets, row_signs = rows.buckets.to(tokens.device).view(c, -1), rows.signs.to(gradients).view(c, -1)
         column_buckets, column_signs = columns.buckets.to(tokens.device), columns.signs.to(gradients)
         parts = []
-        for part in chunks(n, 24 * tokens.shape[1] * len(columns)):
+        for part in chunks(n, 24 * tokens.shape[1] * c * len(columns)):
             known = tokens[part].clamp(min=0)
-            signs = row_signs[known] * (tokens[part] >= 0)
-            values = gradients[part].transpose(1, 2).flatten(2) * signs[:, :, None] * column_signs
-            places = (row_buckets[known][:, :, None] + column_buckets) % self.dim
+            signs = (row_signs[:, known] * (tokens[part] >= 0)).transpose(0, 1)  # [n c t]
+            values = gradients[part] * signs[..., None] * column_signs
+            places = (row_buckets[:, known].transpose(0, 1)[..., None] + column_buckets) % self.dim
             total = gradients.new_zeros(len(known), self.dim)
             parts.append(total.scatter_add(1, places.flatten(1), values.flatten(1)))
         return torch.cat(parts)
@@ -178,12 +189,18 @@ def _rolled(matrices: Tensor, rows: Hashes, columns: Hashes, runs: list[tuple[in
     return wide[:, :dim] + wide[:, dim:]
 
 
+def _convolved(of_input: Hashes, inputs: Tensor, of_output: Hashes, gradients: Tensor) -> Tensor:
+    """Spectrum of the sum of outer products. [n t i], [n t o] -> [n dim/2 + 1]."""
+    spectrum: Tensor = torch.fft.rfft(of_input.add_up(inputs)) * torch.fft.rfft(of_output.add_up(gradients))
+    return spectrum.sum(dim=1)
+
+
 @functools.lru_cache(maxsize=4096)
-def _along(seed: int, parameter: str, dim: int, axis: int, sizes: tuple[int, int, int]) -> Hashes:
-    """Buckets and signs along one axis of a parameter [a b k]. Columns (b, k) of a row lie one after another."""
-    size, inner = sizes[axis], sizes[2]
+def _consecutive(seed: int, parameter: str, dim: int, axis: int, sizes: tuple[int, int]) -> Hashes:
+    """Buckets and signs along axis 1 or 2 of a parameter [a b k]. Columns (b, k) of a row lie one after another."""
+    size, inner = sizes[axis - 1], sizes[1]
     key = f"{seed}/{parameter}/{axis}"
-    if axis == 0 or (axis == 1 and inner > dim):
+    if axis == 1 and inner > dim:
         return Hashes(*_spread(key, size, dim), dim)
     step = inner if axis == 1 else 1
     per_block = max(1, dim // step)  # columns that fit into all buckets: then the next block of them starts anew

@@ -20,10 +20,8 @@ EXACT = 1e-11
 SHAPES = [(), (3,), (7, 5), (300, 3), (2, 3, 4), (5, 40, 3, 3), (1, 200), (4, 2, 150)]
 
 
-BUCKETS = [4, 5, 6, 7, 6, 7, 8, 9, 12, 13, 14, 15]
-SIGNS = [-1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1]
-OUTPUT_BUCKETS = [12, 9, 8, 15]
-OUTPUT_SIGNS = [-1, 1, 1, -1]
+BUCKETS = [4, 5, 6, 7, 6, 7, 8, 9, 12, 13, 14, 15, 15, 0, 1, 2, 10, 11, 12, 13, 3, 4, 5, 6]
+SIGNS = [-1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
 
 
 def error(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -33,7 +31,7 @@ def error(found: torch.Tensor, truth: torch.Tensor) -> float:
 
 def entries(projection: Projection, shape: tuple[int, ...], n_outputs: int = 1) -> torch.Tensor:
     """The projection as a matrix, entry by entry: built from its hashes alone. [c p dim]."""
-    whole = projection.output_hashes(n_outputs).cross(projection.hashes(shape, 0, 3))
+    whole = projection.rows(shape, n_outputs).cross(projection.columns(shape))
     rows = torch.zeros(len(whole), projection.dim, dtype=torch.float64)
     rows[torch.arange(len(whole)), whole.buckets] = whole.signs.double()
     return rows.view(n_outputs, -1, projection.dim)
@@ -91,14 +89,16 @@ def test_factors_that_meet_within_an_axis_are_built() -> None:
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 16, 4), (10, 3)], ids=str)
 def test_no_two_entries_of_a_row_or_a_column_share_a_bucket(shape: tuple[int, ...]) -> None:
-    buckets = Projection(3, "w", 64).hashes(shape, 0, 3).buckets.view(shape[0], -1)
+    projection, n_outputs = Projection(3, "w", 64), max(1, 64 // shape[0])
+    buckets = projection.rows(shape, n_outputs).cross(projection.columns(shape)).buckets.view(n_outputs * shape[0], -1)
     for line in (*buckets, *buckets.T):
         assert len(line.unique()) == len(line)
 
 
 def test_entries_share_buckets_no_more_often_than_at_random() -> None:
     dim, shape = 64, (200, 30, 9)  # more rows, and more columns, than buckets
-    buckets = torch.stack([Projection(seed, "w", dim).hashes(shape, 0, 3).buckets for seed in range(20)])
+    projections = [Projection(seed, "w", dim) for seed in range(20)]
+    buckets = torch.stack([each.rows(shape, 2).cross(each.columns(shape)).buckets for each in projections])
     sizes = torch.zeros(20, dim, dtype=torch.float64).scatter_add(1, buckets, torch.ones_like(buckets).double())
     pairs = (sizes * (sizes - 1)).sum(dim=1) / (buckets.shape[1] * (buckets.shape[1] - 1))
     assert float((pairs * dim).max()) < 1.05
@@ -106,12 +106,12 @@ def test_entries_share_buckets_no_more_often_than_at_random() -> None:
 
 def test_buckets_and_signs_never_change() -> None:
     """An index is read by later versions: these numbers were printed once, and are the format."""
-    hashes = Projection(7, "layer.weight", 16).hashes((3, 2, 2), 0, 3)
-    assert hashes.buckets.tolist() == BUCKETS
-    assert hashes.signs.tolist() == SIGNS
-    outputs = Projection(7, "layer.weight", 16).output_hashes(4)
-    assert outputs.buckets.tolist() == OUTPUT_BUCKETS
-    assert outputs.signs.tolist() == OUTPUT_SIGNS
+    projection, shape = Projection(7, "layer.weight", 16), (3, 2, 2)
+    rows, columns = projection.rows(shape, 2), projection.columns(shape)
+    assert rows.cross(columns).buckets.tolist() == BUCKETS
+    assert rows.cross(columns).signs.tolist() == SIGNS
+    assert projection.rows(shape, 1).cross(columns).buckets.tolist() == BUCKETS[:12]  # more outputs change no other
+    assert projection.rows(shape, 2, 2).cross(projection.columns(shape, 2)).buckets.tolist() == BUCKETS
 
 
 def test_the_projection_depends_on_seed_parameter_and_output() -> None:
