@@ -167,9 +167,8 @@ def commit() -> str:
     """The commit that was run, with '+' where the tree had changes."""
     root = Path(__file__).parent.parent
     name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=root, capture_output=True, text=True)
-    changes = subprocess.run(
-        ["git", "status", "--porcelain", "--", "kinsight", "benchmarks/*.py"], cwd=root, capture_output=True, text=True
-    )
+    paths = ["kinsight", "demo", "benchmarks/*.py", "experiments/**/*.py", "experiments/*.py"]
+    changes = subprocess.run(["git", "status", "--porcelain", "--", *paths], cwd=root, capture_output=True, text=True)
     return name.stdout.strip() + ("+" if changes.stdout.strip() else "")
 
 

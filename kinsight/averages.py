@@ -17,9 +17,9 @@ from torch import Tensor
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import KernelProducts, Weighting, kernel_products
-from kinsight.labels import Task, check_classes, known_targets
 from kinsight.neighbors import self_positions
 from kinsight.samples import Id, Samples
+from kinsight.votes import Task, check_classes, known_targets
 
 LEAST_SHARE = 1e-3
 """Below this |s_i| / (|g_i| sum_j |g_j|), nothing is divided by s_i."""

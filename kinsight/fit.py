@@ -21,8 +21,8 @@ from torch import Tensor
 from kinsight.averages import Labels, averages
 from kinsight.errors import InputError, TargetError
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.labels import Task, votes_of
 from kinsight.samples import Id, Samples
+from kinsight.votes import Ballots, Task, check_power, votes_of
 
 Regime = Literal[
     "learned", "memorized", "underfit", "contradicted", "ambiguous", "alone", "not learned", "undefined"
@@ -176,8 +176,7 @@ def fit_map(
         TargetError: no targets, or the network says something that cannot be compared with them.
         InputError: the power is not positive, or groups are not one a sample.
     """
-    if not power > 0:
-        raise InputError(f"power is {power}: it must be positive.")
+    check_power(power)
     samples = Samples.wrap(data)
     if groups is not None and len(groups) != len(samples):
         raise InputError(f"There are {len(groups)} groups and {len(samples)} samples: pass one a sample.")
@@ -223,7 +222,7 @@ def _measured(
         centered = labels.values - labels.center
         ballots = torch.cat([centered, centered.square().sum(dim=1, keepdim=True)], dim=1)
         pairs = kernel.similarity_blocks(samples, None, normalization)
-        votes, counts = votes_of(lambda _: pairs, ballots, power, progress=progress)
+        votes, counts = votes_of(lambda _: pairs, Ballots.of(ballots), power, progress=progress)
         counts = counts.masked_fill(counts == 0, torch.nan)
         shares = votes / counts[:, None]
         means, variances = shares[:, :-1] + labels.center, shares[:, -1] - shares[:, :-1].square().sum(dim=1)

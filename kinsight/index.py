@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from kinsight.exchange import read_parquet, write_parquet
 from kinsight.identity import check_identity
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.knn import TABLE, NeighborTable, fill_neighbors
-from kinsight.labels import LabelSuspects, Task, suspects_among
+from kinsight.labels import LabelSuspects, Method, check_questions, suspects_among
+from kinsight.leave_one_out import by_features
 from kinsight.neighbors import Neighbors
 from kinsight.progress import progress_bar
 from kinsight.rows import matrix_of
@@ -32,6 +32,7 @@ from kinsight.samples import Batch, Id, Samples
 from kinsight.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
 from kinsight.store import Damage, Store
 from kinsight.unit_gradients import warn_undefined
+from kinsight.votes import Ballots, Task, shares_of
 
 SEARCHED_FROM = 200_000
 """Samples from which on an index gets an approximate search where nothing is said: a scan takes longer than a blink."""
@@ -319,6 +320,8 @@ class Index(Contents):
     def label_suspects(
         self,
         *,
+        others: Sequence[Index] = (),
+        method: Method = "leave_one_out",
         n_suspects: int | None = None,
         threshold: float | None = None,
         power: float = 8.0,
@@ -326,18 +329,30 @@ class Index(Contents):
         task: Task | None = None,
         progress: bool = False,
     ) -> LabelSuspects:
-        """Targets that the neighborhood contradicts, by the cosines of sketches; see `kinsight.label_suspects`.
+        """Targets that the neighborhood contradicts, by sketches; see `kinsight.label_suspects`.
 
-        The index's normalization counts: there, 'flat' is known to work on networks that have memorized wrong labels.
+        'leave_one_out' takes time linear in the number of samples. The index's normalization counts: 'flat' is known to
+        work on networks that have memorized wrong labels. `others` are indexes of the same data and other networks,
+        such as earlier checkpoints: verdicts are averaged.
 
         Raises:
             TargetError: the index has no targets, or of the wrong kind.
         """
-        found = suspects_among(
-            functools.partial(cosines, self.store), self.ids, self.targets, n_suspects=n_suspects, threshold=threshold,
-            power=power, n_supporters=n_supporters, task=task, progress=progress,
+        check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
+        ballots, pairs = Ballots.of(self.targets, task), functools.partial(cosines, self.store)
+        verdicts = torch.zeros(len(self), ballots.n_columns, dtype=torch.float64)
+        for index in (self, *others):
+            if index.ids != self.ids:
+                raise InputError(f"Index {str(index.folder)!r} has other samples than {str(self.folder)!r}, by id.")
+            if method == "votes":
+                found = shares_of(functools.partial(cosines, index.store), ballots, power, progress=progress)
+            else:
+                found = by_features(index.sketches, ballots.part(slice(0, len(self)))).values
+            verdicts += found / (1 + len(others))
+        return suspects_among(
+            pairs, self.ids, ballots, verdicts, method=method, n_suspects=n_suspects, threshold=threshold,
+            n_supporters=n_supporters, error=self.error,
         )  # fmt: skip
-        return replace(found, error=self.error)
 
     def take(self, data: Any, rows: Sequence[int]) -> Batch:
         """The samples of these rows, from the data the index was built from, and compared with what it was then.

@@ -9,13 +9,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinsight.errors import InputError, TargetError, UnknownNameError
+from kinsight.calibration import calibrated
+from kinsight.errors import InputError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.progress import progress_bar
+from kinsight.leave_one_out import by_features, by_gram
+from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
-from kinsight.stream import Pairs
+from kinsight.sketch import error_of, similarities, sketch
+from kinsight.stream import Pairs, filled
+from kinsight.votes import Ballots, Task, check_power, known_targets, shares_of
 
-Task = Literal["classification", "regression"]
+Method = Literal["leave_one_out", "votes"]
+"""How labels are told by all others: a regression that leaves each sample out in turn, or votes."""
+
+DIM = 4096
+"""Numbers in a sketch, where there are too many samples for a Gram matrix."""
+
+N_MEASURED = 64
+"""Samples whose sketches are compared with their similarities."""
+
+LEAST_SHARE = 1e-3
+"""Of votes: a label with fewer counts as having so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +39,19 @@ class LabelSuspects:
     Args:
         ids: of the k suspects.
         positions: where they lie in the data, [k].
-        scores: how strongly each is contradicted, [k]. Classification: the share of the neighborhood's weight on other
-            labels, in [0, 1]. Regression: distance from the neighborhood's mean, in robust standard deviations.
+        scores: how strongly each is contradicted, [k]. Classification: the probability, calibrated against the labels
+            given, that all other samples give to other labels, in [0, 1]. Regression: distance from what they say, in
+            robust standard deviations.
         given: their targets, [k] or [k d].
         suggested: what the neighborhood says instead, [k] or [k d].
         supporter_ids: the neighbors that say so, the most similar first.
         supporter_positions: where these lie in the data, [k s]; -1 where there are fewer.
         supporter_similarities: [k s]; nan where there are fewer.
-        all_scores: score of every sample of the data, [n]; nan where no neighbor has positive similarity.
+        all_scores: score of every sample of the data, [n]; nan where no other sample says anything.
+        all_suggested: what the neighborhood says of every sample, [n] or [n d].
         n_contradicted: number of suspects before `n_suspects` cut the list.
         task: 'classification' or 'regression'.
+        method: 'leave_one_out' or 'votes'.
         error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
@@ -47,8 +64,10 @@ class LabelSuspects:
     supporter_positions: Tensor
     supporter_similarities: Tensor
     all_scores: Tensor
+    all_suggested: Tensor
     n_contradicted: int
     task: Task
+    method: Method
     error: float | None = None
 
     def __len__(self) -> int:
@@ -62,33 +81,43 @@ class LabelSuspects:
 
 
 def label_suspects(
-    kernel: GradientKernel,
+    kernel: GradientKernel | Sequence[GradientKernel],
     data: Any,
     *,
+    method: Method = "leave_one_out",
+    folds: Any = None,
     n_suspects: int | None = None,
     threshold: float | None = None,
     power: float = 8.0,
     normalization: Normalization = "flat",
     n_supporters: int = 5,
     task: Task | None = None,
+    dim: int | None = None,
     progress: bool = False,
 ) -> LabelSuspects:
     """Targets that the neighborhood contradicts, each with the neighbors that say so and the label they suggest.
 
-    Every other sample votes for its own target with weight k(x, x_j)^power; the sample itself is left out. The defaults
-    are known to work on a network that has memorized its wrong labels: flat similarity over all logits, power 8.
+    Nothing is trained, and no probability of the network is used: every sample's label is told by all others, through
+    the similarities of the network's gradients. It is left out itself, so that this works on a network that has
+    memorized its wrong labels; then even better with some of its earlier checkpoints beside it, or with networks that
+    have not seen the samples they judge (`folds`).
 
     Args:
-        kernel: the gradient kernel of the network, over all its logits.
+        kernel: the gradient kernel of the network, over all its logits; or those of several networks, such as
+            checkpoints of one training, whose verdicts are averaged.
         data: whatever `Samples` takes, with targets: integers [n] (classification), or floats [n] or [n d]
             (regression).
+        method: 'leave_one_out': kernel ridge regression without each sample in turn, its ridge chosen by the labels as
+            they are. 'votes': a mean of labels with weights k(x, x_j)^power.
+        folds: [n], from 0 on: which of the kernels judges each sample, being of a network trained without that fold.
         n_suspects: at most so many; all above the threshold where left out.
-        threshold: least score of a suspect, whose own label besides must not have the most votes; 0.5 (most of the
-            weight disagrees) for classification and 3 (robust standard deviations) for regression where left out.
-        power: exponent of the weights: higher listens to fewer neighbors.
+        threshold: of suspects: least probability of another label, 0.5 where left out; for regression least score, 3.
+        power: exponent of votes: higher listens to fewer neighbors.
         normalization: 'flat' or 'whitened' similarity.
         n_supporters: neighbors shown for each suspect.
         task: 'classification' or 'regression'; by the targets' type where left out.
+        dim: regression on sketches of so many numbers, in time linear in the number of samples; where left out, it is
+            exact if three matrices of all pairs fit in the kernel's `max_bytes` (6,600 samples in 1 GiB), else 4,096.
         progress: whether to show a progress bar.
 
     Returns:
@@ -96,41 +125,52 @@ def label_suspects(
 
     Raises:
         TargetError: no targets, or of the wrong kind.
+        InputError: sketches would not fit in the kernel's `max_bytes`: build an index; folds are not one a sample.
     """
     samples = Samples.wrap(data)
-
-    def pairs(rows: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
-        chosen = samples if rows is None else Samples(samples.take(rows))
-        return kernel.similarity_blocks(chosen, None if rows is None else samples, normalization)
-
+    kernels = [kernel] if isinstance(kernel, GradientKernel) else list(kernel)
+    ballots = Ballots.of(known_targets(samples), task)
+    check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
+    how = _Judging(method, power, normalization, dim, progress)
+    verdicts = torch.zeros(len(samples), ballots.n_columns, dtype=torch.float64)
+    for each, rows in zip(kernels, _judged_by(kernels, folds, len(samples)), strict=True):
+        verdicts[rows] += how.verdicts(each, samples, ballots)[rows] / (len(kernels) if folds is None else 1)
     return suspects_among(
-        pairs, samples.ids, known_targets(samples), n_suspects=n_suspects, threshold=threshold, power=power,
-        n_supporters=n_supporters, task=task, progress=progress,
+        how.pairs(kernels[-1], samples), samples.ids, ballots, verdicts, method=method, n_suspects=n_suspects,
+        threshold=threshold, n_supporters=n_supporters, error=how.error,
     )  # fmt: skip
 
 
 def suspects_among(
     pairs: Pairs,
     ids: Sequence[Id],
-    targets: Tensor,
+    ballots: Ballots,
+    verdicts: Tensor,
     *,
+    method: Method,
     n_suspects: int | None,
     threshold: float | None,
-    power: float,
     n_supporters: int,
-    task: Task | None,
-    progress: bool,
+    error: float | None,
 ) -> LabelSuspects:
-    """The same, of samples whose similarities come block by block; see `label_suspects`."""
-    _check_numbers(power, n_suspects=n_suspects, n_supporters=n_supporters)
-    task = task or ("regression" if targets.is_floating_point() else "classification")
-    votes, total = votes_of(pairs, _ballots(targets, task), power, progress=progress)
-    scores, suggested = _judge(targets, votes, total, task)
-    least = threshold if threshold is not None else _THRESHOLDS[task]
+    """The same, of samples about which all others have said something; see `label_suspects`.
+
+    Args:
+        pairs: similarities of some samples with all.
+        ids: of all samples.
+        ballots: their labels.
+        verdicts: what all others say of each, [n b]; nan where they say nothing.
+    """
+    targets = ballots.targets
+    scores, certainties = _judged(verdicts, ballots, method)
+    suggested = ballots.suggested(verdicts)
+    is_contradicted = certainties > (_THRESHOLDS[ballots.task] if threshold is None else threshold)
+    if ballots.task == "classification":
+        is_contradicted &= suggested != targets
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
-    order = order[_is_contradicted(scores, targets, suggested, least, task)[order]]
+    order = order[is_contradicted[order]]
     n_contradicted, order = len(order), order[:n_suspects]
-    places, similarities = _supporters(pairs, targets, order, suggested, task, n_supporters)
+    places, similarities = _supporters(pairs, targets, order, suggested, ballots.task, n_supporters)
     return LabelSuspects(
         ids=tuple(ids[place] for place in order.tolist()),
         positions=order,
@@ -141,103 +181,113 @@ def suspects_among(
         supporter_positions=places,
         supporter_similarities=similarities,
         all_scores=scores,
+        all_suggested=suggested,
         n_contradicted=n_contradicted,
-        task=task,
+        task=ballots.task,
+        method=method,
+        error=error,
     )
 
 
 _THRESHOLDS: dict[Task, float] = {"classification": 0.5, "regression": 3.0}
 
 
-def _is_contradicted(scores: Tensor, targets: Tensor, suggested: Tensor, least: float, task: Task) -> Tensor:
-    """Whether the score is above the threshold and, for classes, another label has more votes. [n]."""
-    is_other = suggested != targets if task == "classification" else torch.ones_like(scores, dtype=torch.bool)
-    return (scores > least) & is_other
+def _judged(verdicts: Tensor, ballots: Ballots, method: Method) -> tuple[Tensor, Tensor]:
+    """Score of every sample, and how sure its suggested label is."""
+    if ballots.classes is None:
+        return ballots.distances(verdicts), ballots.distances(verdicts)
+    evidence = verdicts if method == "leave_one_out" else verdicts.clamp(min=LEAST_SHARE).log()
+    probabilities = calibrated(evidence, ballots.values).values
+    return 1 - probabilities.gather(1, ballots.values[:, None])[:, 0], probabilities.max(dim=1).values
 
 
-def _check_numbers(power: float, **counts: int | None) -> None:
-    if not power > 0:
-        raise InputError(f"power is {power}: it must be positive.")
+def check_questions(method: str, power: float, **counts: int | None) -> None:
+    """Raise where questions make no sense.
+
+    Raises:
+        InputError, UnknownNameError: they do not.
+    """
+    if method not in ("leave_one_out", "votes"):
+        raise UnknownNameError(f"method {method!r} is unknown: use 'leave_one_out' or 'votes'.")
+    check_power(power)
     for name, count in counts.items():
         if count is not None and count < 0:
             raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
 
 
-def known_targets(samples: Samples) -> Tensor:
-    """The targets of all samples, [n] or [n d].
-
-    Raises:
-        TargetError: there are none, or some are nan or inf.
-    """
-    targets = samples.targets
-    if targets is None:
-        raise TargetError(
-            "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of "
-            "(input, target), or unpack=."
+def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Tensor]:
+    """Which samples each kernel judges."""
+    if not kernels:
+        raise InputError("There are no kernels: pass one, or several.")
+    if folds is None:
+        return [torch.arange(n)] * len(kernels)
+    numbers = torch.as_tensor(folds)
+    if numbers.shape != (n,) or numbers.is_floating_point() or set(numbers.tolist()) - set(range(len(kernels))):
+        raise InputError(
+            f"folds is {str(numbers.dtype).removeprefix('torch.')} {list(numbers.shape)}, for {n} samples and "
+            f"{len(kernels)} kernels: pass the number of one of the kernels, from 0 on, for every sample."
         )
-    bad = ~torch.isfinite(targets.double().reshape(len(targets), -1)).all(dim=1)
-    if bool(bad.any()):
-        names = [samples.ids[place] for place in bad.nonzero().flatten().tolist()]
-        raise TargetError(
-            f"The targets of {len(names)} of {len(samples)} samples are nan or inf: {names[:5]}. A single one spoils "
-            "the mean of every neighborhood it is in. Leave these samples out."
-        )
-    return targets
+    return [(numbers == fold).nonzero().flatten() for fold in range(len(kernels))]
 
 
-def check_classes(targets: Tensor) -> None:
-    """Raise where targets are no class numbers.
+@dataclass(eq=False)
+class _Judging:
+    """How a kernel tells every sample's label by those of all others; with the arguments of `label_suspects`."""
 
-    Raises:
-        TargetError: they are no integers [n], or negative.
-    """
-    if targets.is_floating_point() or targets.dim() != 1:
-        raise TargetError(
-            f"Classification needs integer targets [n]; these are {str(targets.dtype).removeprefix('torch.')} "
-            f"[{' '.join(map(str, targets.shape))}]. Use task='regression', or class numbers."
-        )
-    if int(targets.min()) < 0:
-        raise TargetError(f"Class numbers start at 0; the smallest target is {int(targets.min())}.")
+    method: Method
+    power: float
+    normalization: Normalization
+    dim: int | None
+    progress: bool
+    error: float | None = None
+
+    def pairs(self, kernel: GradientKernel, samples: Samples) -> Pairs:
+        """Similarities of some samples with all."""
+
+        def found(rows: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+            chosen = samples if rows is None else Samples(samples.take(rows))
+            return kernel.similarity_blocks(chosen, None if rows is None else samples, self.normalization)
+
+        return found
+
+    def verdicts(self, kernel: GradientKernel, samples: Samples, ballots: Ballots) -> Tensor:
+        """What all others say of each sample, [n b]; nan where they say nothing."""
+        n, labels = len(samples), ballots.part(slice(0, len(samples)))
+        if self.method == "votes":
+            return shares_of(self.pairs(kernel, samples), ballots, self.power, progress=self.progress)
+        if self.dim is None and 24 * n**2 <= kernel.max_bytes:
+            with progress_bar("similarities", n**2, is_shown=self.progress) as advance:
+                gram = filled(n, n, _watched(self.pairs(kernel, samples)(None), advance)).double()
+            return by_gram(gram.clamp(-1, 1), labels).values
+        sketches = self._sketches(kernel, samples, self.dim or DIM)
+        return by_features(lambda: iter([(0, sketches)]), labels).values
+
+    def _sketches(self, kernel: GradientKernel, samples: Samples, dim: int) -> Tensor:
+        """Of all samples, [n dim]. How far their cosines are off is measured on some."""
+        n = len(samples)
+        if 4 * n * dim > kernel.max_bytes:
+            raise InputError(
+                f"Sketches of {n:,} samples, {dim:,} numbers each, take {4 * n * dim / 2**30:.1f} GiB, more than the "
+                f"kernel's max_bytes of {kernel.max_bytes / 2**30:.1f} GiB. Ask an index, which has them on disk: "
+                "Index.build(folder, kernel, data, normalization='flat').label_suspects()."
+            )
+        values = torch.empty(n, dim)
+        with progress_bar("sketches", n, is_shown=self.progress) as advance:
+            first = 0
+            for batch in samples.batches(kernel.block_size(samples)):
+                values[first : first + len(batch)] = sketch(kernel, batch, dim, normalization=self.normalization).values
+                first += len(batch)
+                advance(len(batch))
+        chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:N_MEASURED].sort().values
+        truth = similarities(kernel, samples.take(chosen.tolist()), self.normalization)
+        self.error = max(self.error or 0.0, error_of(values[chosen], truth)["cosine"])
+        return values
 
 
-def _ballots(targets: Tensor, task: Task) -> Tensor:
-    """What each sample votes with: one-hot labels [n classes], or its value [n d]."""
-    if task == "classification":
-        check_classes(targets)
-        _, classes = torch.unique(targets.long(), return_inverse=True)
-        return torch.nn.functional.one_hot(classes).double()
-    if task != "regression":
-        raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
-    return targets.double().reshape(len(targets), -1)
-
-
-def votes_of(pairs: Pairs, ballots: Tensor, power: float, *, progress: bool) -> tuple[Tensor, Tensor]:
-    """sum_j w_ij ballot_j [n b] and sum_j w_ij [n], over all j but i, with w = similarity^power."""
-    votes = torch.zeros(len(ballots), ballots.shape[1], dtype=torch.float64)
-    total = torch.zeros(len(ballots), dtype=torch.float64)
-    with progress_bar("label suspects", len(ballots) ** 2, is_shown=progress) as advance:
-        for r, c, block in pairs(None):
-            similarities = block.cpu().double()
-            is_self = torch.arange(c.start, c.stop) == torch.arange(r.start, r.stop)[:, None]
-            weights = similarities.nan_to_num(nan=0.0).clamp(0, 1).masked_fill(is_self, 0.0).pow(power)
-            votes[r] += weights @ ballots[c]
-            total[r] += weights.sum(dim=1)
-            advance(similarities.numel())
-    return votes, total
-
-
-def _judge(targets: Tensor, votes: Tensor, total: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Score of every sample, and what its neighborhood suggests."""
-    shares = votes / total[:, None]
-    if task == "classification":
-        known, classes = torch.unique(targets.long(), return_inverse=True)
-        own = shares.gather(1, classes[:, None])[:, 0]
-        return 1 - own, known[votes.argmax(dim=1)].to(targets.dtype)
-    distance = (targets.double().reshape(len(targets), -1) - shares).norm(dim=1)
-    spread = 1.4826 * distance[~distance.isnan()].median() if bool((~distance.isnan()).any()) else torch.tensor(1.0)
-    scale = torch.where(spread > 0, spread, 1.0)
-    suggested = shares.reshape(targets.shape)
-    return distance / scale, suggested.to(targets.dtype) if targets.is_floating_point() else suggested
+def _watched(blocks: Iterator[tuple[slice, slice, Tensor]], advance: Advance) -> Iterator[tuple[slice, slice, Tensor]]:
+    for rows, columns, block in blocks:
+        yield rows, columns, block
+        advance(block.numel())
 
 
 def _supporters(

@@ -12,9 +12,9 @@ from torch import Tensor
 from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import kernel_products
-from kinsight.labels import known_targets
 from kinsight.samples import Samples
 from kinsight.smoother import Smoother, estimated_smoother
+from kinsight.votes import known_targets
 
 LEAST_SHARE = 1e-3
 """Sums of the kernel that are less than so much of what they would be, were all gradients parallel, divide nothing."""

@@ -134,8 +134,9 @@ def test_density(folder: Path, kernel: Any, kind: str, capsys: pytest.CaptureFix
 def test_labels(folder: Path, kernel: Any, capsys: pytest.CaptureFixture[str]) -> None:
     arrays = np.load("data.npz")
     data = kinsight.Samples(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]))
-    expected = kinsight.label_suspects(kernel, data, power=2)
-    arguments = ("labels", "shop:build", "npz:data.npz", "--power", "2", *COMMON, "--json")
+    expected = kinsight.label_suspects(kernel, data, method="votes", power=2, threshold=0.0)
+    chosen = ("--method", "votes", "--power", "2", "--threshold", "0")
+    arguments = ("labels", "shop:build", "npz:data.npz", *chosen, *COMMON, "--json")
     status, out, _ = run(capsys, *arguments)
     document = json.loads(out)
     assert status == 0
@@ -155,7 +156,7 @@ def test_labels_are_named_where_the_data_names_them(folder: Path, capsys: pytest
     rows = zip(arrays["x"].tolist(), arrays["y"].tolist(), strict=True)
     lines = [f"{a},{b},{c},{'cat' if y else 'an owl'}" for (a, b, c), y in rows]
     (folder / "data.csv").write_text("\n".join(["a,b,c,animal", *lines]))
-    arguments = ("labels", "shop:build", "csv:data.csv?target=animal", "--power", "2", *COMMON)
+    arguments = ("labels", "shop:build", "csv:data.csv?target=animal", "--threshold", "0", *COMMON)
     first = json.loads(run(capsys, *arguments, "--json")[1])["rows"][0]
     assert (first["given_name"], first["suggested_name"]) in {("cat", "an owl"), ("an owl", "cat")}
     heading, *lines = run(capsys, *arguments)[1].splitlines()

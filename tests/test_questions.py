@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight.density import Counts
-from kinsight.errors import InputError, TargetError, UnknownNameError, ZeroGradientWarning
+from kinsight.errors import InputError, UnknownNameError, ZeroGradientWarning
 from kinsight.kernel import GradientKernel
 from kinsight.neighbors import merge_best
 from kinsight.samples import Batch, Samples
@@ -252,89 +252,14 @@ def test_a_whole_batch_of_zero_gradients_spoils_nothing() -> None:
     assert error(found.values[alive], kinsight.power_count(kernel, x[alive], power=2).values) < EXACT
 
 
-# ----------------------------------------------------------------------------------- label suspects
-
-
-def brute_force_scores(similarity: Tensor, labels: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    weights = similarity.clamp(min=0).fill_diagonal_(0) ** power
-    votes = torch.stack([(weights * (labels == label)).sum(dim=1) for label in range(int(labels.max()) + 1)], dim=1)
-    return 1 - votes.gather(1, labels[:, None])[:, 0] / weights.sum(dim=1), votes.argmax(dim=1)
-
-
-@pytest.mark.parametrize("size", [4, 100])
-def test_label_suspects_of_a_classifier(size: int) -> None:
-    case = ZOO[0]
-    x, labels = case.batch(30), torch.randint(0, 3, (30,))
-    kernel = GradientKernel(case.model(), batch_size=size)
-    found = kinsight.label_suspects(
-        kernel, Samples(x, labels, ids=[f"s{i}" for i in range(30)]), power=4, n_supporters=3
-    )
-    scores, suggested = brute_force_scores(kernel.flat_similarity(x), labels, 4)
-    assert error(found.all_scores, scores) < EXACT
-    is_suspect = (scores > 0.5) & (suggested != labels)
-    assert len(found) == found.n_contradicted == int(is_suspect.sum()) > 3
-    order = scores.argsort(descending=True)
-    assert torch.equal(found.positions, order[is_suspect[order]])
-    assert not bool((found.suggested == found.given).any())
-    assert torch.equal(found.suggested, suggested[found.positions])
-    assert torch.equal(found.given, labels[found.positions])
-    similarity = kernel.flat_similarity(x).fill_diagonal_(-2)
-    for row, suspect in enumerate(found.positions.tolist()):
-        allowed = (labels == found.suggested[row]).nonzero().flatten()
-        best = allowed[similarity[suspect, allowed].argsort(descending=True)][:3]
-        assert found.supporter_positions[row].tolist()[: len(best)] == best.tolist()
-        assert found.supporter_ids[row] == tuple(f"s{i}" for i in best.tolist())
-    record = next(found.rows())
-    assert record["id"] == found.ids[0]
-    assert record["suggested"] == int(found.suggested[0])
-    few = kinsight.label_suspects(kernel, Samples(x, labels), n_suspects=2, power=4)
-    assert (len(few), few.n_contradicted) == (2, found.n_contradicted)
-
-
-def test_label_suspects_of_a_regression() -> None:
-    x = torch.randn(60, 5, dtype=torch.float64)
-    y = x[:, 0].tanh()
-    y[7] += 9
-    kernel = GradientKernel(ZOO[1].model(), batch_size=16)
-    found = kinsight.label_suspects(kernel, Samples(x, y), power=4)
-    assert found.task == "regression"
-    assert found.ids[0] == 7
-    weights = kernel.flat_similarity(x).clamp(min=0).fill_diagonal_(0) ** 4
-    mean = (weights @ y) / weights.sum(dim=1)
-    assert error(found.suggested, mean[found.positions]) < EXACT
-    distance = (y - mean).abs()
-    assert error(found.all_scores, distance / (1.4826 * distance.median())) < EXACT
-
-
-def test_label_suspects_say_what_is_missing() -> None:
-    kernel = GradientKernel(ZOO[0].model())
-    x = ZOO[0].batch(4)
-    with pytest.raises(TargetError, match="has no targets"):
-        kinsight.label_suspects(kernel, x)
-    with pytest.raises(TargetError, match=r"needs integer targets \[n\]; these are float32 \[4\]"):
-        kinsight.label_suspects(kernel, Samples(x, torch.zeros(4)), task="classification")
-    with pytest.raises(TargetError, match="smallest target is -1"):
-        kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
-    with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are nan or inf: \[2\]"):
-        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1.0, torch.nan, 2.0])))
-    with pytest.raises(InputError, match="n_supporters is -1"):
-        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), n_supporters=-1)
-    with pytest.raises(InputError, match="threshold is nan"):
-        kinsight.hard_count(kernel, x, thresholds=torch.nan)
-    sparse = kinsight.label_suspects(kernel, Samples(x, torch.tensor([3, 3, 10**9, 3])), threshold=0.0)
-    assert set(sparse.suggested.tolist()) <= {3, 10**9}
-    whole = kinsight.label_suspects(kernel, Samples(x, torch.tensor([1, 2, 3, 4])), task="regression", threshold=0.0)
-    assert whole.suggested.is_floating_point()
-    with pytest.raises(InputError, match="power is 0"):
-        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), power=0)
-
-
 @pytest.mark.usefixtures("without_type_checks")
 def test_unknown_options_are_named() -> None:
     kernel = GradientKernel(ZOO[0].model())
     samples = Samples(ZOO[0].batch(4), torch.tensor([0, 0, 1, 1]))
     with pytest.raises(UnknownNameError, match="'clustering' is unknown"):
         kinsight.label_suspects(kernel, samples, task="clustering")
+    with pytest.raises(UnknownNameError, match="method 'guess' is unknown"):
+        kinsight.label_suspects(kernel, samples, method="guess")
     with pytest.raises(UnknownNameError, match="'sideways' is unknown"):
         kinsight.soft_count(kernel, samples, route="sideways")
     with pytest.raises(UnknownNameError, match="normalization 'round' is unknown"):

@@ -51,7 +51,7 @@ def _headlines(findings: Findings) -> Iterator[Headline]:
         yield Headline(f"{check.n_found} of {check.n_wrong}", text)
     if findings.suspects is not None:
         n = findings.suspects.n_contradicted
-        what = "labels are contradicted by most of their neighborhood"
+        what = "labels are contradicted by all other samples together"
         if not subject.is_classification:
             what = "values lie more than 3 robust standard deviations from what their neighborhood says"
         yield Headline(f"{n:,}", f"of {subject.n_samples:,} {what}")
@@ -202,12 +202,12 @@ def _chart(findings: Findings) -> Fields | None:
 def _suspects_intro(suspects: LabelSuspects | None) -> str:
     if suspects is None or suspects.task == "classification":
         return (
-            "All other samples vote for their own label, the more similar ones with far more weight. A suspect is a "
-            "sample that is outvoted: look at it, not every suspect is wrong."
+            "Each label is told by all other samples, by how similar they are to the network, without the sample "
+            "itself. A suspect is a sample of which they say another label: look at it, not every suspect is wrong."
         )
     return (
-        "All other samples vote for their own value, the more similar ones with far more weight. A suspect lies far "
-        "from what they say: look at it, not every suspect is wrong."
+        "Each value is told by all other samples, by how similar they are to the network, without the sample itself. "
+        "A suspect lies far from what they say: look at it, not every suspect is wrong."
     )
 
 
@@ -230,9 +230,9 @@ def _cards(findings: Findings, suspects: LabelSuspects, samples: dict[int, Field
         portrait = names[place]
         is_wrong = bool(portrait.truth) and portrait.truth != portrait.label
         truth = f"known error: {portrait.truth}" if is_wrong else "no known error"
-        reason = f"{score:.1%} of the neighborhood’s weight is on other labels."
+        reason = f"All other samples give {score:.1%} to other labels."
         if suspects.task == "regression":
-            reason = f"{score:.1f} robust standard deviations from its neighborhood."
+            reason = f"{score:.1f} robust standard deviations from what all other samples say."
         yield {
             "sample": samples[place],
             "given": portrait.label,
@@ -301,16 +301,13 @@ def _terms(findings: Findings) -> Iterator[Fields]:
         "formula": "N(x) = Σⱼ k(x, xⱼ)",
     }
     is_regression = findings.suspects is not None and findings.suspects.task == "regression"
+    said = "what all other samples say of it: a regression over their similarities that never saw the sample itself"
     yield {
         "name": "Suspect score",
-        "text": "The distance between a sample’s value and the weighted mean of all others, in robust standard "
-        "deviations; weights are positive similarities to the power of 8."
+        "text": f"The distance between a sample’s value and {said}; in robust standard deviations."
         if is_regression
-        else "The share of the neighborhood’s weight that is on other labels; weights are positive similarities to the "
-        "power of 8, the sample itself left out.",
-        "formula": "|y − Σⱼ wⱼ yⱼ / Σⱼ wⱼ| / spread"
-        if is_regression
-        else "1 − Σ(same label) wⱼ / Σⱼ wⱼ, with wⱼ = k(x, xⱼ)⁸",
+        else f"The probability that a sample’s label is another one, by {said}; calibrated against the labels given.",
+        "formula": "|y − f₋ᵢ(xᵢ)| / spread" if is_regression else "1 − p(given label), p from f₋ᵢ(xᵢ)",
     }
 
 

@@ -1,0 +1,1 @@
+"""Are planted label errors found in what a network that memorized them has learned?"""

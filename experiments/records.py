@@ -1,0 +1,41 @@
+"""Results of experiments: one JSON file a setting, one entry a seed, written when the seed is done."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import commit, machine
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def run_seeds(
+    question: str, setting: str, seeds: Iterable[int], command: str, run: Callable[[int], dict[str, Any]]
+) -> None:
+    """Run what is not there yet. An interrupted experiment goes on with the seed it was at.
+
+    Args:
+        question: the experiment.
+        setting: of it; the name of the file.
+        seeds: that are wanted.
+        command: that does it again.
+        run: seed -> what was found.
+    """
+    path = FOLDER / f"{question}-{setting}.json"
+    record = json.loads(path.read_text()) if path.exists() else {"question": question, "setting": setting, "seeds": {}}
+    for seed in seeds:
+        if str(seed) in record["seeds"]:
+            print(f"{setting}, seed {seed}: there already", flush=True)
+            continue
+        found = run(seed)
+        record |= {"command": command, "machine": machine()}
+        record["seeds"][str(seed)] = {"commit": commit(), **found}
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_suffix(".draft")
+        draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        os.replace(draft, path)
+        print(f"{setting}, seed {seed}: {json.dumps(found)}", flush=True)

@@ -1,0 +1,136 @@
+"""What all other samples say of each one's label: kernel ridge regression, each sample left out in turn.
+
+With a Gram matrix K of similarities, labels y around their mean and a ridge r, the prediction for sample i of a
+regression that never saw it is, in closed form,
+
+    f_i = y_i - [(K + r)^-1 y]_i / [(K + r)^-1]_ii
+
+The ridge is the one whose predictions are nearest to the labels; no true label is needed. It is what a linearized
+network, trained on all others, would say: cross-validation without training anything again.
+
+Reference: Allen (1974), "The relationship between variable selection and data augmentation and a method for
+prediction"; Rifkin and Lippert (2007), "Notes on regularized least squares".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from kinsight.progress import Advance
+
+RIDGES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Those that are tried; a sample's similarity with itself is 1."""
+
+FIRST = 4
+"""Where the search for the best of them begins."""
+
+Features: TypeAlias = Callable[[], Iterator[tuple[int, Tensor]]]
+"""Vectors whose inner products are similarities, batch by batch: (first sample, values [m dim]); 0 if undefined."""
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """Predictions for each sample by all others.
+
+    Args:
+        values: [n b], float64; nan where a sample has no similarities.
+        ridge: the best one.
+        error: mean squared error of the predictions, summed up over axes.
+    """
+
+    values: Tensor
+    ridge: float
+    error: float
+
+
+def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> LeftOut:
+    """From the similarities of all pairs: exact, in time cubic in the number of samples.
+
+    Args:
+        gram: [n n], float64; rows and columns of samples without similarities are nan.
+        labels: [n b], float64.
+        advance: is told of every ridge tried.
+    """
+    is_known = ~gram.diagonal().isnan()
+    own, center = labels[is_known], labels[is_known].mean(dim=0)
+    known = gram if bool(is_known.all()) else gram[is_known][:, is_known]
+
+    def without(ridge: float) -> Tensor:
+        matrix = known.clone()
+        matrix.diagonal().add_(ridge)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+        advance(1)
+        return own - inverse @ (own - center) / inverse.diagonal()[:, None]
+
+    found: dict[float, tuple[float, Tensor]] = {}
+
+    def error(ridge: float) -> float:
+        values = without(ridge)
+        found[ridge] = (float((own - values).square().sum(dim=1).mean()), values)
+        return found[ridge][0]
+
+    ridge = _least(error)
+    values = torch.full_like(labels, torch.nan)
+    values[is_known] = found[ridge][1]
+    return LeftOut(values, ridge, found[ridge][0])
+
+
+def by_features(features: Features, labels: Tensor) -> LeftOut:
+    """From vectors whose inner products are similarities, such as sketches: linear in the number of samples.
+
+    Args:
+        features: read four times.
+        labels: [n b], float64.
+    """
+    n_known, total = 0, torch.zeros(labels.shape[1], dtype=torch.float64)
+    for first, values in features():
+        is_known = values.any(dim=1)
+        n_known += int(is_known.sum())
+        total += labels[first : first + len(values)][is_known].sum(dim=0)
+    centered = labels - total / max(1, n_known)
+    moments, products = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+    for first, values in features():
+        moments = moments + (values.T @ values).double()
+        products = products + values.double().T @ centered[first : first + len(values)]
+    eigenvalues, vectors = torch.linalg.eigh(moments)
+    eigenvalues, turned = eigenvalues.clamp(min=0), vectors.T @ products
+    narrow = vectors.float()
+
+    def residuals(ridges: tuple[float, ...]) -> Iterator[tuple[slice, Tensor]]:
+        """(samples, labels less predictions [ridges m b]), of those that have similarities; else nan."""
+        inverses = 1 / (eigenvalues[:, None] + torch.tensor(ridges, dtype=torch.float64))  # [dim ridges]
+        for first, values in features():
+            rows = slice(first, first + len(values))
+            along = (values @ narrow).double()
+            fitted = torch.einsum("md,dr,db->rmb", along, inverses, turned)
+            left = (centered[rows] - fitted) / (1 - along.square() @ inverses).T[..., None]
+            yield rows, left.masked_fill(~values.any(dim=1)[:, None], torch.nan)
+
+    errors = torch.stack([left.square().sum(dim=2).nansum(dim=1) for _, left in residuals(RIDGES)]).sum(dim=0)
+    best = int(errors.argmin())
+    values = torch.cat([labels[rows] - left[0] for rows, left in residuals((RIDGES[best],))])
+    return LeftOut(values, RIDGES[best], float(errors[best]) / max(1, n_known))
+
+
+def _least(error: Callable[[float], float]) -> float:
+    """The ridge of least error, found downhill from the first one."""
+    known: dict[int, float] = {}
+
+    def at(place: int) -> float:
+        if place not in range(len(RIDGES)):
+            return torch.inf
+        if place not in known:
+            known[place] = error(RIDGES[place])
+        return known[place]
+
+    place = FIRST
+    while True:
+        nearby = min((place - 1, place, place + 1), key=at)
+        if nearby == place:
+            return RIDGES[place]
+        place = nearby

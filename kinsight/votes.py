@@ -1,0 +1,156 @@
+"""Votes: every sample is told by all others which label it should have, the more similar ones with far more weight.
+
+    votes_i = sum over j != i of w_ij ballot_j    with    w_ij = similarity_ij^power, 0 where it is negative
+
+A ballot is a label, one-hot, or a value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kinsight.errors import InputError, TargetError, UnknownNameError
+from kinsight.progress import progress_bar
+from kinsight.samples import Samples
+from kinsight.stream import Pairs
+
+Task = Literal["classification", "regression"]
+
+
+def known_targets(samples: Samples) -> Tensor:
+    """The targets of all samples, [n] or [n d].
+
+    Raises:
+        TargetError: there are none, or some are nan or inf.
+    """
+    targets = samples.targets
+    if targets is None:
+        raise TargetError(
+            "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of "
+            "(input, target), or unpack=."
+        )
+    bad = ~torch.isfinite(targets.double().reshape(len(targets), -1)).all(dim=1)
+    if bool(bad.any()):
+        names = [samples.ids[place] for place in bad.nonzero().flatten().tolist()]
+        raise TargetError(
+            f"The targets of {len(names)} of {len(samples)} samples are nan or inf: {names[:5]}. A single one spoils "
+            "the mean of every neighborhood it is in. Leave these samples out."
+        )
+    return targets
+
+
+def check_classes(targets: Tensor) -> None:
+    """Raise where targets are no class numbers.
+
+    Raises:
+        TargetError: they are no integers [n], or negative.
+    """
+    if targets.is_floating_point() or targets.dim() != 1:
+        raise TargetError(
+            f"Classification needs integer targets [n]; these are {str(targets.dtype).removeprefix('torch.')} "
+            f"[{' '.join(map(str, targets.shape))}]. Use task='regression', or class numbers."
+        )
+    if int(targets.min()) < 0:
+        raise TargetError(f"Class numbers start at 0; the smallest target is {int(targets.min())}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Ballots:
+    """What each sample votes with.
+
+    Args:
+        targets: as they were given, [n] or [n d].
+        task: 'classification' or 'regression'.
+        classes: the labels there are, ascending, [b]; None for values.
+        values: place of each sample's label among them, [n]; or the values, float64, [n b].
+    """
+
+    targets: Tensor
+    task: Task
+    classes: Tensor | None
+    values: Tensor
+
+    @staticmethod
+    def of(targets: Tensor, task: Task | None = None) -> Ballots:
+        """Of targets; by their type where no task is named.
+
+        Raises:
+            TargetError: classes are no integers [n], or negative.
+            UnknownNameError: there is no such task.
+        """
+        task = task or ("regression" if targets.is_floating_point() else "classification")
+        if task == "classification":
+            check_classes(targets)
+            classes, values = torch.unique(targets.long(), return_inverse=True)
+            return Ballots(targets, task, classes, values)
+        if task != "regression":
+            raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
+        return Ballots(targets, task, None, targets.double().reshape(len(targets), -1))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def n_columns(self) -> int:
+        """Numbers in a ballot."""
+        return self.values.shape[1] if self.classes is None else len(self.classes)
+
+    def part(self, rows: slice) -> Tensor:
+        """The ballots of some samples. [n b], float64."""
+        values = self.values[rows]
+        return values if self.classes is None else torch.nn.functional.one_hot(values, self.n_columns).double()
+
+    def distances(self, means: Tensor) -> Tensor:
+        """How far means [n b] are from the values, in robust standard deviations; nan where they are. [n]."""
+        distance = (self.values - means).norm(dim=1)
+        known = distance[~distance.isnan()]
+        spread = 1.4826 * known.median() if len(known) else torch.tensor(1.0, dtype=distance.dtype)
+        scaled: Tensor = distance / torch.where(spread > 0, spread, 1.0)
+        return scaled
+
+    def suggested(self, shares: Tensor) -> Tensor:
+        """The label with most votes, or the mean, in the targets' shape, and their type where that can hold it."""
+        if self.classes is not None:
+            return self.classes[shares.argmax(dim=1)].to(self.targets.dtype)
+        means = shares.reshape(self.targets.shape)
+        return means.to(self.targets.dtype) if self.targets.is_floating_point() else means
+
+
+def check_power(power: float) -> None:
+    """Raise where a power is no exponent of weights.
+
+    Raises:
+        InputError: it is not positive.
+    """
+    if not power > 0:
+        raise InputError(f"power is {power}: it must be positive.")
+
+
+def votes_of(pairs: Pairs, ballots: Ballots, power: float, *, progress: bool = False) -> tuple[Tensor, Tensor]:
+    """sum_j w_ij ballot_j [n b] and sum_j w_ij [n], over all j but i, with w = similarity^power."""
+    n = len(ballots)
+    votes = torch.zeros(n, ballots.n_columns, dtype=torch.float64)
+    total = torch.zeros(n, dtype=torch.float64)
+    with progress_bar("votes", n**2, is_shown=progress) as advance:
+        for r, c, block in pairs(None):
+            weights = of_others(block, r, c).clamp(0, 1).pow(power)
+            votes[r] += weights @ ballots.part(c)
+            total[r] += weights.sum(dim=1)
+            advance(weights.numel())
+    return votes, total
+
+
+def shares_of(pairs: Pairs, ballots: Ballots, power: float, *, progress: bool = False) -> Tensor:
+    """The votes of all others, divided by their weight. [n b]; nan where there are none."""
+    votes, total = votes_of(pairs, ballots, power, progress=progress)
+    return votes / total[:, None]
+
+
+def of_others(block: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Similarities of a block in float64, those that are not defined and that of a sample with itself being 0."""
+    is_self = torch.arange(columns.start, columns.stop) == torch.arange(rows.start, rows.stop)[:, None]
+    return block.cpu().double().nan_to_num(nan=0.0).masked_fill(is_self, 0.0)

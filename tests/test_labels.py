@@ -1,0 +1,269 @@
+"""Suspected labels: what all others say of each one, against plain refits; and how sure that is."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kinsight
+from kinsight.calibration import calibrated
+from kinsight.errors import InputError, TargetError, ZeroGradientWarning
+from kinsight.explorer.findings import auroc
+from kinsight.folds import Folds
+from kinsight.kernel import GradientKernel
+from kinsight.leave_one_out import RIDGES, by_features, by_gram
+from kinsight.samples import Samples
+from kinsight.votes import Ballots, shares_of
+from tests.test_engine import EXACT, error
+from tests.zoo import ZOO
+
+REFIT = 1e-9
+"""Float64, a system of equations of a few dozen unknowns."""
+
+IN_FLOAT32 = 1e-4
+"""Leverages are made of float32 products, and 1 less them is divided by."""
+
+N = 60
+
+
+def clusters(seed: int = 0, wrong: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs in three heaps, labels by heap but for a few, and which those are."""
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.arange(N) % 3
+    x = 3 * nn.functional.one_hot(true, 3) + 0.5 * torch.randn(N, 3, generator=generator)
+    is_wrong = torch.zeros(N, dtype=torch.bool)
+    is_wrong[torch.randperm(N, generator=generator)[:wrong]] = True
+    return x.double(), torch.where(is_wrong, (true + 1) % 3, true), is_wrong
+
+
+def network(seed: int = 0) -> GradientKernel:
+    torch.manual_seed(seed)
+    return GradientKernel(nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3)).double())
+
+
+def refits(gram: Tensor, labels: Tensor, ridge: float) -> Tensor:
+    """Kernel ridge regression, once for every sample that is left out."""
+    center, found = labels.mean(dim=0), torch.empty_like(labels)
+    for i in range(len(gram)):
+        rest = [j for j in range(len(gram)) if j != i]
+        matrix = gram[rest][:, rest] + ridge * torch.eye(len(rest), dtype=gram.dtype)
+        found[i] = center + gram[i, rest] @ torch.linalg.solve(matrix, labels[rest] - center)
+    return found
+
+
+# ------------------------------------------------------------------------------------- leaving one out
+
+
+@pytest.mark.parametrize("kind", ["classes", "values"])
+def test_each_sample_is_predicted_by_all_others(kind: str) -> None:
+    x, y, _ = clusters()
+    gram = network().flat_similarity(x)
+    labels = Ballots.of(y).part(slice(0, N)) if kind == "classes" else torch.stack([x[:, 0].sin(), x[:, 1]], dim=1)
+    found = by_gram(gram, labels)
+    assert error(found.values, refits(gram, labels, found.ridge)) < REFIT
+    assert found.error == pytest.approx(float((found.values - labels).square().sum(dim=1).mean()))
+    place = RIDGES.index(found.ridge)
+    for other in RIDGES[max(0, place - 1) : place + 2]:
+        assert found.error <= float((refits(gram, labels, other) - labels).square().sum(dim=1).mean()) * (1 + REFIT)
+
+
+@pytest.mark.parametrize("batch", [7, 100])
+def test_features_say_the_same_as_their_gram_matrix(batch: int) -> None:
+    x, y, _ = clusters()
+    gram = network().flat_similarity(x)
+    values, vectors = torch.linalg.eigh(gram)
+    features = (vectors * values.clamp(min=0).sqrt()).float()
+    features[5] = 0  # a sample without similarities
+    gram[5] = gram[:, 5] = torch.nan
+    labels = Ballots.of(y).part(slice(0, N))
+    found = by_features(lambda: ((at, features[at : at + batch]) for at in range(0, N, batch)), labels)
+    truth = by_gram(gram, labels)
+    assert found.ridge == truth.ridge
+    is_known = torch.arange(N) != 5
+    assert bool(found.values[5].isnan().all())
+    assert bool(truth.values[5].isnan().all())
+    assert error(found.values[is_known], truth.values[is_known]) < IN_FLOAT32
+    assert found.error == pytest.approx(truth.error, rel=IN_FLOAT32)
+
+
+def test_a_sample_does_not_hear_its_own_label() -> None:
+    x, y, _ = clusters()
+    gram, labels = network().flat_similarity(x), Ballots.of(y).part(slice(0, N))
+    other = labels.clone()
+    other[3] = other[3].roll(1)
+    own, changed = refits(gram, labels, 0.1)[3], refits(gram, other, 0.1)[3]
+    assert float((own - changed).abs().max()) < 1.5 / N  # but for the mean of all labels
+    changed_y = y.clone()
+    changed_y[3] = (y[3] + 1) % 3
+    pairs = [(slice(0, N), slice(0, N), gram)]
+    before, after = (shares_of(lambda _: iter(pairs), Ballots.of(each), 8.0)[3] for each in (y, changed_y))
+    assert torch.equal(before, after)
+
+
+# ------------------------------------------------------------------------------------------ calibration
+
+
+def test_probabilities_are_right_as_often_as_they_say() -> None:
+    """Labels drawn from softmax(4 evidence), a tenth of them at random."""
+    generator = torch.Generator().manual_seed(0)
+    evidence = torch.randn(20_000, 5, generator=generator, dtype=torch.float64)
+    p = (4 * evidence).softmax(dim=1)
+    labels = torch.multinomial(p, 1, generator=generator)[:, 0]
+    is_noise = torch.rand(len(labels), generator=generator) < 0.1
+    labels[is_noise] = (labels[is_noise] + torch.randint(1, 5, (int(is_noise.sum()),), generator=generator)) % 5
+    found = calibrated(evidence, labels)
+    assert found.sharpness == pytest.approx(4, rel=0.05)
+    assert found.noise == pytest.approx(0.1, abs=0.01)
+    own = found.values.gather(1, labels[:, None])[:, 0]
+    assert error(found.values.sum(dim=1), torch.ones(len(labels), dtype=torch.float64)) < EXACT
+    is_label = nn.functional.one_hot(labels, 5).bool()
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        inside = (found.values >= low) & (found.values < low + 0.2)
+        assert float(is_label[inside].double().mean()) == pytest.approx(float(found.values[inside].mean()), abs=0.03)
+    assert float((1 - own)[is_noise].mean()) > 2 * float((1 - own)[~is_noise].mean())
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_calibration_of_what_is_clear_and_of_what_says_nothing(scale: float) -> None:
+    labels = torch.arange(30) % 3
+    clear = scale * nn.functional.one_hot(labels, 3).double()
+    assert float(calibrated(clear, labels).values.gather(1, labels[:, None]).min()) > 0.9
+    nothing = calibrated(scale * torch.ones(30, 3, dtype=torch.float64), labels)
+    assert error(nothing.values, torch.full((30, 3), 1 / 3, dtype=torch.float64)) < EXACT
+    clear[4] = torch.nan
+    assert bool(calibrated(clear, labels).values[4].isnan().all())
+    single = calibrated(torch.ones(5, 1, dtype=torch.float64), torch.zeros(5, dtype=torch.long))
+    assert single.values.tolist() == [[1.0]] * 5
+
+
+# -------------------------------------------------------------------------------------------- suspects
+
+
+@pytest.mark.parametrize("method", ["leave_one_out", "votes"])
+def test_wrong_labels_are_suspects(method: str) -> None:
+    x, y, is_wrong = clusters()
+    kernel = network()
+    found = kinsight.label_suspects(kernel, Samples(x, y, ids=[f"s{i}" for i in range(N)]), method=method)
+    assert set(found.positions.tolist()) == set(is_wrong.nonzero().flatten().tolist())
+    assert found.n_contradicted == len(found) == 5
+    assert torch.equal(found.scores, found.all_scores[found.positions])
+    assert torch.equal(found.scores, found.scores.sort(descending=True).values)
+    assert bool(((found.all_scores >= 0) & (found.all_scores <= 1)).all())
+    assert torch.equal(found.given, y[found.positions])
+    assert torch.equal(found.suggested, (y[found.positions] + 2) % 3)
+    similarity = kernel.flat_similarity(x).fill_diagonal_(-2)
+    for row, suspect in enumerate(found.positions.tolist()):
+        allowed = (y == found.suggested[row]).nonzero().flatten()
+        best = allowed[similarity[suspect, allowed].argsort(descending=True)][:5]
+        assert found.supporter_positions[row].tolist() == best.tolist()
+        assert found.supporter_ids[row] == tuple(f"s{i}" for i in best.tolist())
+    record = next(found.rows())
+    assert record["id"] == found.ids[0]
+    assert record["suggested"] == int(found.suggested[0])
+    few = kinsight.label_suspects(kernel, Samples(x, y), method=method, n_suspects=2)
+    assert (len(few), few.n_contradicted) == (2, 5)
+    assert kinsight.label_suspects(kernel, Samples(x, y), method=method, threshold=0.9999).n_contradicted < 5
+
+
+def test_votes_are_sums_of_powers() -> None:
+    x, y, _ = clusters()
+    kernel = network()
+    weights = kernel.flat_similarity(x).clamp(min=0).fill_diagonal_(0) ** 4
+    shares = weights @ Ballots.of(y).part(slice(0, N)) / weights.sum(dim=1, keepdim=True)
+    found = kinsight.label_suspects(kernel, Samples(x, y), method="votes", power=4)
+    truth = 1 - calibrated(shares.clamp(min=1e-3).log(), y).values.gather(1, y[:, None])[:, 0]
+    assert error(found.all_scores, truth) < REFIT
+
+
+def test_labels_that_say_nothing_make_no_suspects() -> None:
+    y = torch.randint(0, 3, (N,), generator=torch.Generator().manual_seed(1))
+    x = torch.randn(N, 3, generator=torch.Generator().manual_seed(2)).double()
+    for method in ("leave_one_out", "votes"):
+        assert kinsight.label_suspects(network(), Samples(x, y), method=method).n_contradicted <= 3
+
+
+@pytest.mark.parametrize("method", ["leave_one_out", "votes"])
+def test_label_suspects_of_a_regression(method: str) -> None:
+    x = torch.randn(N, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = x[:, 0].tanh()
+    y[7] += 9
+    kernel = GradientKernel(ZOO[1].model(), batch_size=16)
+    found = kinsight.label_suspects(kernel, Samples(x, y), method=method, power=4)
+    assert (found.task, found.ids[0]) == ("regression", 7)
+    gram = kernel.flat_similarity(x)
+    weights = gram.clamp(min=0).fill_diagonal_(0) ** 4
+    said = by_gram(gram, y[:, None]).values[:, 0] if method == "leave_one_out" else (weights @ y) / weights.sum(dim=1)
+    assert error(found.suggested, said[found.positions]) < REFIT
+    distance = (y - said).abs()
+    assert error(found.all_scores, distance / (1.4826 * distance.median())) < REFIT
+
+
+def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
+    x, y, _ = clusters()
+    samples, kernels = Samples(x, y), [network(seed) for seed in range(3)]
+    labels = Ballots.of(y).part(slice(0, N))
+    verdicts = torch.stack([by_gram(kernel.flat_similarity(x), labels).values for kernel in kernels])
+    found = kinsight.label_suspects(kernels, samples)
+    own = y[:, None]
+    assert error(found.all_scores, 1 - calibrated(verdicts.mean(dim=0), y).values.gather(1, own)[:, 0]) < REFIT
+    folds = Folds.random(N, 3, seed=1)
+    assert sorted(torch.bincount(folds.numbers).tolist()) == [20, 20, 20]
+    of_folds = verdicts[folds.numbers, torch.arange(N)]
+    found = kinsight.label_suspects(kernels, samples, folds=folds.numbers)
+    assert error(found.all_scores, 1 - calibrated(of_folds, y).values.gather(1, own)[:, 0]) < REFIT
+    assert len(folds.training(samples, 0)) == 40
+    assert set(folds.training(samples, 0).take(range(40)).ids).isdisjoint(folds.held_out(0).tolist())
+    for bad in (torch.zeros(N - 1, dtype=torch.long), torch.full((N,), 3), torch.zeros(N)):
+        with pytest.raises(InputError, match="pass the number of one of the kernels"):
+            kinsight.label_suspects(kernels, samples, folds=bad)
+    with pytest.raises(InputError, match="There are no kernels"):
+        kinsight.label_suspects([], samples)
+    with pytest.raises(InputError, match="ask for 2 to 60"):
+        Folds.random(N, 1)
+
+
+def test_many_samples_are_sketched() -> None:
+    x, y, _ = clusters()
+    exact, sketched = (kinsight.label_suspects(network(), Samples(x, y), dim=dim) for dim in (None, 4096))
+    assert exact.error is None
+    assert sketched.error is not None
+    assert 0 < sketched.error < 0.05
+    assert set(sketched.ids) == set(exact.ids)
+    assert float((sketched.all_scores - exact.all_scores).abs().max()) < 0.1
+    kernel = network()
+    kernel.max_bytes = 24 * N**2 - 1  # three matrices of all pairs do not fit, nor do sketches
+    with pytest.raises(InputError, match=r"Sketches of 60 samples, 4,096 numbers each, .* Ask an index"):
+        kinsight.label_suspects(kernel, Samples(x, y))
+
+
+def test_samples_without_gradients_are_not_judged() -> None:
+    x, y, is_wrong = clusters()
+    model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)).double()
+    x[4] = 0
+    for method in ("leave_one_out", "votes"):
+        with pytest.warns(ZeroGradientWarning):
+            found = kinsight.label_suspects(GradientKernel(model), Samples(x, y), method=method)
+        assert found.all_scores.isnan().nonzero().flatten().tolist() == [4]
+        assert auroc(found.all_scores.nan_to_num(), is_wrong) > 0.95
+
+
+def test_label_suspects_say_what_is_missing() -> None:
+    kernel = GradientKernel(ZOO[0].model())
+    x = ZOO[0].batch(4)
+    with pytest.raises(TargetError, match="has no targets"):
+        kinsight.label_suspects(kernel, x)
+    with pytest.raises(TargetError, match=r"needs integer targets \[n\]; these are float32 \[4\]"):
+        kinsight.label_suspects(kernel, Samples(x, torch.zeros(4)), task="classification")
+    with pytest.raises(TargetError, match="smallest target is -1"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
+    with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are nan or inf: \[2\]"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1.0, torch.nan, 2.0])))
+    with pytest.raises(InputError, match="n_supporters is -1"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), n_supporters=-1)
+    with pytest.raises(InputError, match="threshold is nan"):
+        kinsight.hard_count(kernel, x, thresholds=torch.nan)
+    sparse = kinsight.label_suspects(kernel, Samples(x, torch.tensor([3, 3, 10**9, 3])), threshold=0.0)
+    assert set(sparse.suggested.tolist()) <= {3, 10**9}
+    whole = kinsight.label_suspects(kernel, Samples(x, torch.tensor([1, 2, 3, 4])), task="regression", threshold=0.0)
+    assert whole.suggested.is_floating_point()
+    with pytest.raises(InputError, match="power is 0"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), power=0)
