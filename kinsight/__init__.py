@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinsight.averages import averages
+    from kinsight.conflicts import label_conflicts
     from kinsight.denoising import denoise
     from kinsight.density import hard_count, power_count, soft_count
+    from kinsight.exports import export
     from kinsight.fit import fit_map
     from kinsight.index import Index
     from kinsight.kernel import GradientKernel
@@ -30,8 +32,10 @@ __all__ = [
     "averages",
     "compare",
     "denoise",
+    "export",
     "fit_map",
     "hard_count",
+    "label_conflicts",
     "label_suspects",
     "neighbors",
     "plan",
@@ -54,6 +58,8 @@ _HOME = {
     "denoise": "denoising",
     "fit_map": "fit",
     "hard_count": "density",
+    "export": "exports",
+    "label_conflicts": "conflicts",
     "label_suspects": "labels",
     "neighbors": "neighbors",
     "plan": "plan",

@@ -71,6 +71,21 @@ class Averages:
         for row, id_ in enumerate(self.ids):
             yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
 
+    def summary(self) -> str:
+        """In words."""
+        known = ~self.labels.isnan().any(dim=1)
+        if not bool(known.any()):
+            return "Around no sample is there a mean: all sums of weights are as good as 0."
+        text = (
+            f"Around half of the samples, the variance of labels is below {float(self.variances[known].median()):.3g}"
+        )
+        if self.residuals is not None:
+            typical = float(self.residuals[known].norm(dim=1).median())
+            text += f", and what the network says is off labels by {typical:.3g}, on average around them"
+        n_mixed = int((self.weights[known] < 0).sum())
+        text += f". For {int((~known).sum()):,} of {len(self):,} samples weights cancel, and nothing is said"
+        return text + (f"; for {n_mixed:,} they are negative in sum, and means are none." if n_mixed else ".")
+
 
 def averages(
     kernel: GradientKernel,

@@ -114,6 +114,18 @@ class Denoising:
         """Whether every assumption holds."""
         return all(check.is_met for check in self.checks)
 
+    def summary(self) -> str:
+        """In words."""
+        known = self.factors[~self.factors.isnan()]
+        left = float(self.noise_left.nanmedian())
+        text = f"Of the noise of labels, {left:.1%} is left in half of the predictions or more"
+        if len(known):
+            text += f"; their means around a sample keep {float(known.median()):.1%}"
+        if self.noise == self.noise:
+            text += f". Labels are off by {self.noise:.3g} (standard deviation), as estimated without clean ones"
+        failed = [check.name for check in self.checks if not check.is_met]
+        return text + (f". Do not believe this: {', '.join(failed)} failed." if failed else ". All checks hold.")
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record a sample."""
         columns: dict[str, list[Any]] = {

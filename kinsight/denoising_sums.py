@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,13 @@ class DenoisingSums:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a sample."""
+        names = ("sums", "squares", "error_of_sums", "error_of_squares", "factors")
+        columns = {name: getattr(self, name).tolist() for name in names}
+        for row, id_ in enumerate(self.ids):
+            yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
 
     @property
     def factors(self) -> Tensor:

@@ -11,7 +11,7 @@ Samples with zero gradient have no similarity: they add nothing to any count, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,6 +56,29 @@ class Counts:
     def density(self) -> Tensor:
         """Counts divided by the number of samples counted."""
         return self.values / self.n_data
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a sample: id, count, and its standard error where it is an estimate."""
+        values, errors = self.values.tolist(), None if self.error is None else self.error.tolist()
+        for place, (id_, value) in enumerate(zip(self.ids, values, strict=True)):
+            yield {"id": id_, "count": value} if errors is None else {"id": id_, "count": value, "error": errors[place]}
+
+    def summary(self) -> str:
+        """In words (the first column of several)."""
+        order = self.order()
+        values = (self.values if self.values.dim() == 1 else self.values[:, 0])[order].tolist()
+        if not values:
+            return "No sample has a count: every gradient is zero."
+        low, middle, high = (f"{values[place]:,.3g}" for place in (0, len(values) // 2, -1))
+        text = (
+            f"Around half of {len(values):,} samples, counts are below {middle}; the loneliest, "
+            f"{self.ids[int(order[0])]!r}, has {low}, the most crowded, {self.ids[int(order[-1])]!r}, {high}."
+        )
+        if self.error is not None:
+            errors = self.error if self.error.dim() == 1 else self.error[:, 0]
+            text += f" These are estimates from sketches, off by {float(errors[order].median()):.2g} (standard error)."
+        n_undefined = len(self) - len(values)
+        return text + (f" {n_undefined:,} have zero gradients, and none." if n_undefined else "")
 
     def column(self, number: int) -> Counts:
         """The counts of one of several thresholds."""

@@ -134,6 +134,18 @@ class FitMap:
             record.update(zip(names, numbers, strict=True))
             yield record if self.groups is None else {**record, "group": self.groups[place]}
 
+    def summary(self) -> str:
+        """In words."""
+        counts = {regime: self.regimes.count(regime) for regime in MEANINGS}
+        parts = [f"{n / len(self):.0%} {regime}" for regime, n in counts.items() if n]
+        text = f"Of {len(self):,} samples, {', '.join(parts)}."
+        doubtful: tuple[Regime, ...] = ("contradicted", "memorized", "underfit", "ambiguous")
+        looked_at = [regime for regime in doubtful if counts[regime]]
+        if looked_at:
+            first = self.ids[int(self.of(looked_at[0])[0])]
+            text += f" Look first at the {looked_at[0]}, such as {first!r}. {MEANINGS[looked_at[0]]}"
+        return text
+
 
 def fit_map(
     kernel: GradientKernel,

@@ -14,6 +14,7 @@ from kinsight import building
 from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
 from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
 from kinsight.building import ERROR, taken
+from kinsight.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.contents import Contents
 from kinsight.denoising_sums import DenoisingSums, denoising_sums
 from kinsight.density import Counts
@@ -352,6 +353,21 @@ class Index(Contents):
         return suspects_among(
             pairs, self.ids, ballots, verdicts, method=method, n_suspects=n_suspects, threshold=threshold,
             n_supporters=n_supporters, error=self.error,
+        )  # fmt: skip
+
+    def label_conflicts(
+        self,
+        *,
+        least: float = LEAST,
+        n_conflicts: int = 1000,
+        least_difference: float = 1.0,
+        task: Task | None = None,
+        progress: bool = False,
+    ) -> LabelConflicts:
+        """Near-duplicates with different labels, by the cosines of sketches; see `kinsight.label_conflicts`."""
+        return conflicts_among(
+            functools.partial(cosines, self.store), self.ids, Ballots.of(self.targets, task), least=least,
+            n_conflicts=n_conflicts, least_difference=least_difference, error=self.error, progress=progress,
         )  # fmt: skip
 
     def take(self, data: Any, rows: Sequence[int]) -> Batch:

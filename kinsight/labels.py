@@ -48,7 +48,8 @@ class LabelSuspects:
         supporter_positions: where these lie in the data, [k s]; -1 where there are fewer.
         supporter_similarities: [k s]; nan where there are fewer.
         all_scores: score of every sample of the data, [n]; nan where no other sample says anything.
-        all_suggested: what the neighborhood says of every sample, [n] or [n d].
+        all_given: their targets, [n] or [n d].
+        all_suggested: what the neighborhood says of each, [n] or [n d].
         n_contradicted: number of suspects before `n_suspects` cut the list.
         task: 'classification' or 'regression'.
         method: 'leave_one_out' or 'votes'.
@@ -64,6 +65,7 @@ class LabelSuspects:
     supporter_positions: Tensor
     supporter_similarities: Tensor
     all_scores: Tensor
+    all_given: Tensor
     all_suggested: Tensor
     n_contradicted: int
     task: Task
@@ -78,6 +80,16 @@ class LabelSuspects:
         columns = (self.ids, self.scores.tolist(), self.given.tolist(), self.suggested.tolist(), self.supporter_ids)
         for id_, score, given, suggested, supporters in zip(*columns, strict=True):
             yield {"id": id_, "score": score, "given": given, "suggested": suggested, "supporters": list(supporters)}
+
+    def summary(self) -> str:
+        """In words."""
+        n, n_judged = self.n_contradicted, int((~self.all_scores.isnan()).sum())
+        text = (
+            f"Of {n_judged:,} labels, {n:,} ({n / max(1, n_judged):.1%}) are contradicted by all other samples together"
+        )
+        if len(self):
+            text += f"; most of all that of {self.ids[0]!r}, {self.given[0].tolist()} for {self.suggested[0].tolist()}"
+        return text + ". Not every suspect is wrong: look at them, the first ones first."
 
 
 def label_suspects(
@@ -181,6 +193,7 @@ def suspects_among(
         supporter_positions=places,
         supporter_similarities=similarities,
         all_scores=scores,
+        all_given=targets,
         all_suggested=suggested,
         n_contradicted=n_contradicted,
         task=ballots.task,

@@ -26,6 +26,9 @@ from kinsight.progress import Advance
 RIDGES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Those that are tried; a sample's similarity with itself is 1."""
 
+FEW = 1.5
+"""Up to so many times as many samples as features, the Gram matrix of all samples costs less than that of features."""
+
 FIRST = 4
 """Where the search for the best of them begins."""
 
@@ -84,9 +87,15 @@ def by_features(features: Features, labels: Tensor) -> LeftOut:
     """From vectors whose inner products are similarities, such as sketches: linear in the number of samples.
 
     Args:
-        features: read four times.
+        features: read at most four times.
         labels: [n b], float64.
     """
+    dim = next(features())[1].shape[1]
+    if len(labels) <= FEW * dim:
+        whole = torch.cat([values.double() for _, values in features()])
+        gram, is_undefined = whole @ whole.T, ~whole.any(dim=1)
+        gram[is_undefined] = gram[:, is_undefined] = torch.nan
+        return by_gram(gram, labels)
     n_known, total = 0, torch.zeros(labels.shape[1], dtype=torch.float64)
     for first, values in features():
         is_known = values.any(dim=1)

@@ -31,7 +31,7 @@ class Stability:
         names: of the networks, in order.
         ids: of the samples, n of them.
         counts: rank correlation (Spearman) of soft counts.
-        rows: rank correlation of a sample's similarities to others, mean over anchors.
+        similarities: rank correlation of a sample's similarities to others, mean over anchors.
         neighbors: share of the k nearest neighbors in common, mean over anchors.
         alignments: centered alignment of the similarities of anchors among themselves.
         volatility: standard deviation, over networks, of a sample's rank by soft count, from 0 to 1; [n].
@@ -43,7 +43,7 @@ class Stability:
     names: tuple[str, ...]
     ids: tuple[Id, ...]
     counts: Agreement
-    rows: Agreement
+    similarities: Agreement
     neighbors: Agreement
     alignments: Agreement
     volatility: Tensor
@@ -66,12 +66,26 @@ class Stability:
                 return self.names[first]
         return None
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a sample: id, volatility."""
+        for id_, value in zip(self.ids, self.volatility.tolist(), strict=True):
+            yield {"id": id_, "volatility": value}
+
+    def summary(self) -> str:
+        """In words."""
+        last, counts = float(self.neighbors.values[-2, -1]), float(self.counts.values[-2, -1])
+        trusted = f"from {self.trusted_from} on" if self.trusted_from else "not before the last network"
+        return (
+            f"The last two of {len(self.names)} networks share {last:.0%} of the {self.k} nearest neighbors, and their "
+            f"counts have a rank correlation of {counts:.2f}. Neighbors can be trusted {trusted}: {self.rule}."
+        )
+
     def pairs(self) -> Iterator[dict[str, Any]]:
         """One record a pair of networks."""
         for i, first in enumerate(self.names):
             for j in range(i + 1, len(self.names)):
                 record: dict[str, Any] = {"first": first, "second": self.names[j]}
-                for name in ("counts", "rows", "neighbors", "alignments"):
+                for name in ("counts", "similarities", "neighbors", "alignments"):
                     found: Agreement = getattr(self, name)
                     record[name] = float(found.values[i, j])
                     record[f"{name}_interval"] = [float(found.low[i, j]), float(found.high[i, j])]
@@ -164,7 +178,7 @@ def _agreement(
     return Stability(
         names=tuple(names), ids=samples.ids, k=k, n_anchors=int(is_known.sum()), least=least,
         counts=bootstrap.correlations(ranks),
-        rows=bootstrap.means([ranked(each) for each in rows], pearson),
+        similarities=bootstrap.means([ranked(each) for each in rows], pearson),
         neighbors=bootstrap.means([each.topk(k, dim=1).indices for each in rows], shared),
         alignments=bootstrap.alignments(torch.stack([view.anchors[is_known][:, is_known] for view in views])),
         volatility=volatility,

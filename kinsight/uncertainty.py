@@ -55,6 +55,18 @@ class Support:
         for id_, total, value in zip(self.ids, self.sums.tolist(), self.uncertainties.tolist(), strict=True):
             yield {"id": id_, "uncertainty": value, "support": total}
 
+    def summary(self) -> str:
+        """In words."""
+        known = ~self.sums.isnan()
+        if not bool(known.any()):
+            return "The gradient of every sample is zero: nothing moves along with anything."
+        what = "sums with signs, which are no uncertainties, " if self.is_signed else "other samples "
+        middle, most = float(self.sums[known].median()), self.ids[int(self.sums.nan_to_num(torch.inf).argmin())]
+        return (
+            f"Half of the samples move less than {middle:,.3g} {what}along, of {self.n_data:,}; the network is least "
+            f"sure of {most!r}, with {float(self.sums[known].min()):.3g}."
+        )
+
 
 def uncertainty(kernel: GradientKernel, data: Any, queries: Any = None, *, progress: bool = False) -> Support:
     """How uncertain a network is of each sample: k(x, x) / sum_y |k(x, y)|, over all y of the data; block by block.

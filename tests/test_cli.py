@@ -156,7 +156,7 @@ def test_labels_are_named_where_the_data_names_them(folder: Path, capsys: pytest
     rows = zip(arrays["x"].tolist(), arrays["y"].tolist(), strict=True)
     lines = [f"{a},{b},{c},{'cat' if y else 'an owl'}" for (a, b, c), y in rows]
     (folder / "data.csv").write_text("\n".join(["a,b,c,animal", *lines]))
-    arguments = ("labels", "shop:build", "csv:data.csv?target=animal", "--threshold", "0", *COMMON)
+    arguments = ("labels", "shop:build", "csv:data.csv?target=animal", "--method", "votes", "--threshold", "0", *COMMON)
     first = json.loads(run(capsys, *arguments, "--json")[1])["rows"][0]
     assert (first["given_name"], first["suggested_name"]) in {("cat", "an owl"), ("an owl", "cat")}
     heading, *lines = run(capsys, *arguments)[1].splitlines()

@@ -103,10 +103,62 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert found["trusted_from"] == "first.safetensors"
     assert found["rows"][0]["neighbors"] > 0.9
-    status, out, err = run(capsys, *asked)
+    status, out, err = run(capsys, *asked[: -len(QUIET)], *QUIET[1:])
     assert status == 0
-    assert "neighbors can be trusted from first.safetensors on: the first network that shares" in err
+    assert "Neighbors can be trusted from first.safetensors on: the first network that shares" in err
     assert len(out.splitlines()) == 4
     status, _, err = run(capsys, "compare", "shop:classes", "npz:classes.npz", *weights[:2], *QUIET)
     assert (status, err.count("\n")) == (2, 1)
     assert "two or more" in err
+
+
+def test_labels_of_several_checkpoints_and_conflicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arrays = np.load("classes.npz")
+    labels = arrays["y"].copy()
+    labels[[3, 8]] = 1 - labels[[3, 8]]
+    np.savez("wrong.npz", x=arrays["x"], y=labels)
+    data = kinsight.Samples(torch.from_numpy(arrays["x"]), torch.from_numpy(labels))
+    kernels = []
+    for name in ("early", "late"):
+        model = load_model("shop:classes")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        save_file(model.state_dict(), f"{name}.safetensors")
+        kernels.append(kinsight.GradientKernel(model))
+    asked = ("labels", "shop:classes", "npz:wrong.npz", "--checkpoint", "late.safetensors", *QUIET)
+    found = answer(capsys, *asked, "--with", "early.safetensors")
+    expected = kinsight.label_suspects(kernels, data)
+    assert found["n_networks"] == 2
+    assert {3, 8} <= set(expected.ids)
+    assert [(row["id"], row["suggested"]) for row in found["rows"]] == list(
+        zip(expected.ids, expected.suggested.tolist(), strict=True)
+    )
+    assert [row["score"] for row in found["rows"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    pairs = answer(capsys, *asked, "--conflicts", "0.8")
+    conflicts = kinsight.label_conflicts(kernels[1], data, least=0.8)
+    assert [(row["first"], row["second"]) for row in pairs["rows"]] == list(conflicts.ids)
+    assert pairs["n_conflicts"] == conflicts.n_conflicts > 0
+    assert pairs["summary"] == conflicts.summary()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("fit", "shop:classes", "npz:classes.npz"), ("density", "shop:classes", "npz:classes.npz"),
+        ("labels", "shop:classes", "npz:classes.npz", "--threshold", "0"), ("denoise", "shop:values", "npz:values.npz"),
+    ],
+    ids=lambda asked: asked[0],
+)  # fmt: skip
+def test_rows_go_to_a_file(asked: tuple[str, ...], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = answer(capsys, *asked, *QUIET)["rows"]
+    status, out, err = run(capsys, *asked, *QUIET[1:], "--out", "rows.csv")
+    assert status == 0
+    assert out.splitlines()[1] == f"rows.csv\t{len(rows)}"
+    assert err.strip()  # in words
+    lines = (folder / "rows.csv").read_text().splitlines()
+    assert len(lines) == len(rows) + 1
+    assert lines[0].split(",") == list(rows[0])
+    status, _, err = run(capsys, *asked, *QUIET, "--out", "rows.csv")
+    assert status == 2
+    assert "is there already" in err

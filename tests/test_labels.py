@@ -67,7 +67,9 @@ def test_each_sample_is_predicted_by_all_others(kind: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [7, 100])
-def test_features_say_the_same_as_their_gram_matrix(batch: int) -> None:
+@pytest.mark.parametrize("few", [0.0, 1.5])
+def test_features_say_the_same_as_their_gram_matrix(batch: int, few: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinsight.leave_one_out.FEW", few)
     x, y, _ = clusters()
     gram = network().flat_similarity(x)
     values, vectors = torch.linalg.eigh(gram)

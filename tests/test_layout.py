@@ -62,6 +62,7 @@ ORDER = [
     "leave_one_out",
     "calibration",
     "labels",
+    "conflicts",
     "kernel_products",
     "averages",
     "smoother",
@@ -88,6 +89,7 @@ ORDER = [
     "denoising_sums",
     "contents",
     "index",
+    "exports",
     "explorer",
     "cli",
 ]

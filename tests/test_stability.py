@@ -62,7 +62,7 @@ def test_by_hand(found: Stability) -> None:
 
 
 def test_who_agrees_with_whom(found: Stability) -> None:
-    for name in ("counts", "rows", "neighbors", "alignments"):
+    for name in ("counts", "similarities", "neighbors", "alignments"):
         agreement = getattr(found, name)
         torch.testing.assert_close(agreement.values.diagonal(), torch.ones(3, dtype=torch.float64))
         assert float(agreement.values[1, 2]) > 0.9 > float(agreement.values[0, 2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
+from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
 
@@ -30,6 +29,7 @@ def print_comparison(
     n_anchors: Annotated[int, typer.Option(min=2, help="Random samples whose neighbors are compared.")] = 256,
     least: Annotated[float, typer.Option(min=0, max=1, help="Share of neighbors that counts as the same.")] = 0.5,
     normalization: OptionalNormalization = None,
+    out: OutFile = None,
 ) -> None:
     """How far checkpoints, or trainings, agree on neighbors and density, and from when on neighbors can be trusted."""
     from kinsight.stability import compare
@@ -46,10 +46,7 @@ def print_comparison(
     found = compare(
         kernels(), samples, k=k, n_anchors=n_anchors, least=least, normalization=chosen.value, seed=options.seed
     )
-    if not options.as_json:
-        trusted = f"from {found.trusted_from} on" if found.trusted_from else "not yet"
-        print(f"neighbors can be trusted {trusted}: {found.rule}", file=sys.stderr)
     print_rows(
-        found.pairs(), as_json=options.as_json, normalization=chosen.value, k=k, n_anchors=found.n_anchors,
-        trusted_from=found.trusted_from, rule=found.rule,
+        found.pairs(), as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(),
+        normalization=chosen.value, k=k, n_anchors=found.n_anchors, trusted_from=found.trusted_from, rule=found.rule,
     )  # fmt: skip

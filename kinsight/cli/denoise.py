@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Options, Queries
+from kinsight.cli.options import Data, Model, Options, OutFile, Queries
 from kinsight.cli.printing import print_rows
 
 
@@ -35,6 +35,7 @@ def print_denoising(
         How, typer.Option(help="exact: matrices of all pairs; estimate: linear time, with errors; auto: by size.")
     ] = How.auto,
     n_probes: Annotated[int, typer.Option("--probes", min=2, help="Random probes of an estimate.")] = 64,
+    out: OutFile = None,
 ) -> None:
     """How much of the noise of its labels is left in what the network predicts, for values learned by least squares."""
     from kinsight.denoising import denoise
@@ -51,6 +52,7 @@ def print_denoising(
             told = f"{check.name} is {check.value:.3g} (limit {check.limit:g}): {check.meaning}"
             print(f"warning: {told}", file=sys.stderr)
     print_rows(
-        found.rows(), as_json=options.as_json, noise=found.noise, degrees_of_freedom=found.degrees_of_freedom,
-        is_credible=found.is_credible, method=found.method, checks=checks,
+        found.rows(), as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(),
+        noise=found.noise, degrees_of_freedom=found.degrees_of_freedom, is_credible=found.is_credible,
+        method=found.method, checks=checks,
     )  # fmt: skip

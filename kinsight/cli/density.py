@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kinsight.cli.loading import asked, index_of
-from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, OptionalNormalization, Options, Similarity
+from kinsight.cli.options import (
+    AskedIndex,
+    OptionalData,
+    OptionalModel,
+    OptionalNormalization,
+    Options,
+    OutFile,
+    Similarity,
+)
 from kinsight.cli.printing import print_rows
 
 if TYPE_CHECKING:
@@ -36,6 +45,7 @@ def print_density(
     no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
     normalization: OptionalNormalization = None,
     index: AskedIndex = None,
+    out: OutFile = None,
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""
     from kinsight.density import hard_count, power_count, soft_count
@@ -43,7 +53,7 @@ def print_density(
     if index is not None:
         opened = index_of(index, normalization, model, data)
         counts = _from_index(opened, kind, threshold, power, include_self=not no_self, progress=not options.quiet)
-        _print(counts, kind, options)
+        _print(counts, kind, options, out)
         return
     kernel, samples = asked(model, data, options)
     how: dict[str, Any] = {
@@ -56,7 +66,7 @@ def print_density(
         counts = power_count(kernel, samples, power=power, **how)
     else:
         counts = soft_count(kernel, samples, **how)
-    _print(counts, kind, options)
+    _print(counts, kind, options, out)
 
 
 def _from_index(
@@ -69,16 +79,11 @@ def _from_index(
     return index.soft_count(include_self=include_self)
 
 
-def _print(counts: Counts, kind: Kind, options: Options) -> None:
+def _print(counts: Counts, kind: Kind, options: Options, out: Path | None) -> None:
     """The loneliest first, undefined ones last; with standard errors where counts are estimates."""
-    columns = {"count": counts.values.tolist()}
-    if counts.error is not None:
-        columns["error"] = counts.error.tolist()
+    records = list(counts.rows())
     order = counts.order().tolist()
     undefined = sorted(set(range(len(counts))) - set(order))
-    rows = (
-        {"id": counts.ids[place], **{name: values[place] for name, values in columns.items()}}
-        for place in [*order, *undefined]
-    )
+    rows = (records[place] for place in [*order, *undefined])
     facts = {"kind": kind.value, "normalization": counts.normalization, "n_data": counts.n_data}
-    print_rows(rows, as_json=options.as_json, **facts)
+    print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=counts.summary(), **facts)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
+from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
 from kinsight.cli.printing import print_rows
 
 
@@ -19,6 +19,7 @@ def print_fit(
     regime: Annotated[str | None, typer.Option(help="Only samples of this regime, the most pronounced first.")] = None,
     by_group: Annotated[bool, typer.Option("--by-group", help="One row a class, in place of one a sample.")] = False,
     normalization: OptionalNormalization = None,
+    out: OutFile = None,
 ) -> None:
     """Which samples are learned with others, memorized, contradicted, underfit, ambiguous or alone."""
     from kinsight.errors import UnknownNameError
@@ -34,4 +35,4 @@ def print_fit(
         rows = [rows[place] for place in found.of(regime).tolist()]
     shares = {name: found.regimes.count(name) for name in MEANINGS}
     facts = {"normalization": chosen.value, "power": power, "regimes": shares, "meanings": MEANINGS}
-    print_rows(rows, as_json=options.as_json, **facts)
+    print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(), **facts)

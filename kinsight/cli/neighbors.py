@@ -49,7 +49,7 @@ def print_neighbors(
             return
         if duplicates is None and hubs is None:
             found = _from_index(opened, model, data, queries, ids, k, options)
-            facts = {"normalization": found.normalization, "error": found.error}
+            facts: dict[str, Any] = {"normalization": found.normalization, "error": found.error}
             print_rows(found.rows(), as_json=options.as_json, **facts)
             return
     if duplicates is not None or hubs is not None:
@@ -73,7 +73,7 @@ def _print_of_all(index: Index, k: int, duplicates: float | None, hubs: int | No
     if duplicates is not None and hubs is not None:
         raise InputError("--duplicates and --hubs are two questions: ask one at a time.")
     table = index.build_neighbors(k, progress=not options.quiet)
-    facts = {"normalization": index.normalization, "error": index.error}
+    facts: dict[str, Any] = {"normalization": index.normalization, "error": index.error}
     rows: Iterable[dict[str, Any]] = table.rows()
     if duplicates is not None:
         groups = table.duplicates(duplicates)

@@ -72,6 +72,9 @@ AskedIndex = Annotated[
     typer.Option("--index", help="Ask the sketches of this index, in its normalization: no MODEL, no DATA."),
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of an index.")]
+OutFile = Annotated[
+    Path | None, typer.Option("--out", help="Write the rows to this .parquet or .csv file, which must not be there.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 _shared = partial(typer.Option, rich_help_panel="Options of every verb")

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kinsight.errors import KinsightError
@@ -15,9 +17,50 @@ TABLE_ENDS = 20
 """Rows shown at each end of a long table in a terminal."""
 
 
-def print_rows(rows: Iterable[Mapping[str, Any]], *, as_json: bool, **facts: Any) -> None:
-    """Rows as one JSON document with the facts about them, as a table in a terminal, else as tab-separated lines."""
+@dataclass(frozen=True)
+class Printed:
+    """Rows as they are printed, for a file.
+
+    Args:
+        listed: one record a row.
+    """
+
+    listed: list[dict[str, Any]]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One record a row."""
+        return iter(self.listed)
+
+
+def print_rows(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    is_quiet: bool = False,
+    out: Path | None = None,
+    summary: str = "",
+    **facts: Any,
+) -> None:
+    """Rows as one JSON document with the facts about them, as a table in a terminal, else as tab-separated lines.
+
+    Args:
+        rows: one record each, all with the same fields.
+        as_json: whether a document is asked for.
+        is_quiet: whether nothing is said but rows.
+        out: the file that the rows are written to instead.
+        summary: in words; on stderr, or in the document.
+        facts: in the document.
+    """
     listed = [dict(row) for row in rows]
+    if summary:
+        facts["summary"] = summary
+        if not as_json and not is_quiet:
+            print(_printable(summary), file=sys.stderr)
+    if out is not None:
+        from kinsight.exports import export
+
+        n = export(Printed(listed), out)
+        listed = [{"file": str(out), "rows": n}]
     try:
         if as_json:
             print(json.dumps(_plain({**facts, "rows": listed}), allow_nan=False))
