@@ -10,8 +10,9 @@ from kinsight.errors import InputError, TargetError, ZeroGradientWarning
 from kinsight.explorer.findings import auroc
 from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel
-from kinsight.leave_one_out import RIDGES, by_features, by_gram
+from kinsight.leave_one_out import RIDGES, by_features, by_gram, folded
 from kinsight.samples import Samples
+from kinsight.sketch import error_of
 from kinsight.votes import Ballots, shares_of
 from tests.test_engine import EXACT, error
 from tests.zoo import ZOO
@@ -85,6 +86,20 @@ def test_features_say_the_same_as_their_gram_matrix(batch: int, few: float, monk
     assert bool(truth.values[5].isnan().all())
     assert error(found.values[is_known], truth.values[is_known]) < IN_FLOAT32
     assert found.error == pytest.approx(truth.error, rel=IN_FLOAT32)
+
+
+def test_long_sketches_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, is_wrong = clusters()
+    kernel, labels = network(), Ballots.of(y).part(slice(0, N))
+    values = kinsight.sketch(kernel, x, 1000, normalization="flat").values
+    short = folded(values, 3)
+    assert short.shape == (N, 334)
+    assert error_of(short, kernel.flat_similarity(x))["inner"] < 2 / 334**0.5
+    monkeypatch.setattr("kinsight.leave_one_out.MAX_FEATURES", 340)
+    monkeypatch.setattr("kinsight.leave_one_out.FEW", 0.0)
+    found = by_features(lambda: iter([(0, values)]), labels)
+    assert torch.equal(found.values, by_features(lambda: iter([(0, short)]), labels).values)
+    assert bool((found.values.argmax(dim=1) != y)[is_wrong].all())
 
 
 def test_a_sample_does_not_hear_its_own_label() -> None:
@@ -225,10 +240,10 @@ def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
 
 def test_many_samples_are_sketched() -> None:
     x, y, _ = clusters()
-    exact, sketched = (kinsight.label_suspects(network(), Samples(x, y), dim=dim) for dim in (None, 4096))
+    exact, sketched = (kinsight.label_suspects(network(), Samples(x, y), dim=dim) for dim in (None, 1024))
     assert exact.error is None
     assert sketched.error is not None
-    assert 0 < sketched.error < 0.05
+    assert 0 < sketched.error < 0.1
     assert set(sketched.ids) == set(exact.ids)
     assert float((sketched.all_scores - exact.all_scores).abs().max()) < 0.1
     kernel = network()

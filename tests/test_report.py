@@ -20,9 +20,12 @@ HOSTILE = "<script>alert('x')</script>"
 
 
 def images(n: int = 24) -> kinsight.Samples:
-    x = torch.rand(n, 1, 6, 6)
+    """Of three classes, a third of the picture brighter in each; every eighth label is wrong."""
+    classes = torch.arange(n) % 3
+    x = torch.rand(n, 1, 3, 12) + 2 * torch.nn.functional.one_hot(classes, 3)[:, None, :, None]
+    labels = torch.where(torch.arange(n) % 8 == 0, (classes + 1) % 3, classes)
     ids = [f"{HOSTILE}{i}" for i in range(n)]
-    return kinsight.Samples(x, torch.randint(0, 3, (n,)), ids=ids, class_names=["a&b", HOSTILE, "c"])
+    return kinsight.Samples(x.reshape(n, 1, 6, 6), labels, ids=ids, class_names=["a&b", HOSTILE, "c"])
 
 
 @pytest.fixture
