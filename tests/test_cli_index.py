@@ -222,7 +222,8 @@ def test_label_suspects_of_an_index(folder: Path, capsys: pytest.CaptureFixture[
     found = answer(capsys, "labels", "--index", "ours", "--top", "3", "--quiet")
     truth = answer(capsys, "labels", "shop:build", "npz:data.npz", "--top", "3", *QUIET)
     assert 0 < found["error"] < 0.07
-    assert {**found, "rows": 0, "error": 0, "n_suspects": 0} == {**truth, "rows": 0, "error": 0, "n_suspects": 0}
+    own = dict.fromkeys(("rows", "error", "n_suspects", "summary"))
+    assert {**found, **own} == {**truth, **own}
     assert {row["id"] for row in found["rows"]} == {row["id"] for row in truth["rows"]}
 
 
