@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from kinsight.density import above, counted, powers
 from kinsight.knn import sketches_of
 from kinsight.progress import Advance
 from kinsight.rows import ROWS, matrix_of
+from kinsight.samples import Id
 from kinsight.search import units_of
 from kinsight.store import Store
 
@@ -21,18 +23,35 @@ HELD = 4096
 """Rows whose sketches are compared with all others at once."""
 
 
-def cosines(store: Store, rows: Tensor | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+@dataclass(frozen=True, eq=False)
+class Strangers:
+    """Samples that are asked about, and need not be in the index.
+
+    Args:
+        ids: q of them.
+        sketches: made as those of the index are, [q dim].
+        rows: where they lie in the index, [q]; -1 where they do not.
+    """
+
+    ids: tuple[Id, ...]
+    sketches: Tensor
+    rows: Tensor
+
+
+def cosines(store: Store, rows: Tensor | Strangers | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, cosines of sketches) of some samples, or of all, with all, block by block.
 
     Those of samples with zero gradient are nan.
     """
-    n = store.n_rows(ROWS) if rows is None else len(rows)
+    n = store.n_rows(ROWS) if rows is None else len(rows.ids if isinstance(rows, Strangers) else rows)
     for start in range(0, n, HELD):
-        if rows is None:
-            part = store.slice(ROWS, start, min(n, start + HELD), ["sketch"])
+        if isinstance(rows, Strangers):
+            values = rows.sketches[start : start + HELD]
+        elif rows is None:
+            values = matrix_of(store.slice(ROWS, start, min(n, start + HELD), ["sketch"])["sketch"])
         else:
-            part = store.take(ROWS, rows[start : start + HELD].tolist(), ["sketch"])
-        held = _units_or_nan(matrix_of(part["sketch"]).float())
+            values = matrix_of(store.take(ROWS, rows[start : start + HELD].tolist(), ["sketch"])["sketch"])
+        held = _units_or_nan(values.float())
         for first, values in sketches_of(store):
             block = held @ _units_or_nan(values).T
             yield slice(start, start + len(held)), slice(first, first + len(values)), block
@@ -44,8 +63,10 @@ def _units_or_nan(values: Tensor) -> Tensor:
     return units
 
 
-def soft_counts(store: Store, excess: float, *, include_self: bool) -> tuple[Tensor, Tensor]:
-    """s(x) . sum_j s(x_j) for every sample x, one pass to add up and one to read; and its standard error. [n] each.
+def soft_counts(
+    store: Store, excess: float, queries: Strangers | None = None, *, include_self: bool
+) -> tuple[Tensor, Tensor]:
+    """s(x) . sum_j s(x_j) for every sample x, or query: a pass to add up, one to read; and its error. [n] each.
 
     Inner products of sketches are unbiased, and so is their sum. Its error is that of the inner product of u(x) with
     S = sum_j u(x_j): sqrt((|S|^2 + N_S(x)^2) / dim) for a dense projection, and `excess` times that for this one.
@@ -54,10 +75,14 @@ def soft_counts(store: Store, excess: float, *, include_self: bool) -> tuple[Ten
     for _, values in sketches_of(store):
         total += values.double().sum(dim=0)
     counts, undefined = [], []
-    for _, values in sketches_of(store):
-        wide = values.double()
-        others = wide @ total - wide.square().sum(dim=1)  # x itself is known exactly
-        counts.append(others + (1.0 if include_self else 0.0))
+    for _, values in sketches_of(store) if queries is None else [(0, queries.sketches)]:
+        wide, itself = values.double(), values.double()
+        is_there = torch.ones(len(wide), dtype=torch.double)
+        if queries is not None:
+            is_there = (queries.rows >= 0).double()
+            itself = matrix_of(store.take(ROWS, queries.rows.clamp(min=0).tolist(), ["sketch"])["sketch"]).double()
+        others = wide @ total - is_there * (wide * itself).sum(dim=1)  # x itself is known exactly
+        counts.append(others + is_there * include_self)
         undefined.append(~values.any(dim=1))
     found, is_undefined = torch.cat(counts), torch.cat(undefined)
     errors = excess * ((total.square().sum() + found.square()) / dim).sqrt()
@@ -66,7 +91,13 @@ def soft_counts(store: Store, excess: float, *, include_self: bool) -> tuple[Ten
 
 
 def hard_counts(
-    store: Store, thresholds: Sequence[float], error: float, *, include_self: bool, advance: Advance
+    store: Store,
+    thresholds: Sequence[float],
+    error: float,
+    queries: Strangers | None = None,
+    *,
+    include_self: bool,
+    advance: Advance,
 ) -> tuple[Tensor, Tensor]:
     """How many cosines are above each threshold, and the root mean square error of that. [n k] each.
 
@@ -87,13 +118,21 @@ def hard_counts(
         bias, variance = torch.where(distance > 0, -wrong, wrong).sum(dim=1), (wrong * (1 - wrong)).sum(dim=1)
         return torch.cat([at(similarities), bias, variance, below(others) - beyond(others), wrong.sum(dim=1)], dim=1)
 
-    values, bias, variance, between, flips = _counted(store, with_error, 5, include_self=include_self, advance=advance)
+    values, bias, variance, between, flips = _counted(
+        store, with_error, 5, queries, include_self=include_self, advance=advance
+    )
     errors = (variance + bias.square() + between.square() / 4).sqrt()
     return values, torch.where(flips > 1 / 40, errors.clamp(min=HALF_A_STEP), errors)
 
 
 def power_counts(
-    store: Store, power: float, error: float, *, include_self: bool, advance: Advance
+    store: Store,
+    power: float,
+    error: float,
+    queries: Strangers | None = None,
+    *,
+    include_self: bool,
+    advance: Advance,
 ) -> tuple[Tensor, Tensor]:
     """Sums of powers of positive cosines, and half of what they change by when all are off by `error`. [n 1] each."""
     count = powers(power)
@@ -102,12 +141,20 @@ def power_counts(
         low, high = (torch.where(similarities == 1.0, 1.0, similarities + move) for move in (-error, error))
         return torch.cat([count(similarities), count(low), count(high.clamp(max=1))], dim=1)
 
-    values, low, high = _counted(store, with_error, 3, include_self=include_self, advance=advance)
+    values, low, high = _counted(store, with_error, 3, queries, include_self=include_self, advance=advance)
     return values, (high - low) / 2
 
 
 def _counted(
-    store: Store, count: Callable[[Tensor], Tensor], n_parts: int, *, include_self: bool, advance: Advance
+    store: Store,
+    count: Callable[[Tensor], Tensor],
+    n_parts: int,
+    queries: Strangers | None,
+    *,
+    include_self: bool,
+    advance: Advance,
 ) -> tuple[Tensor, ...]:
-    own = torch.arange(store.n_rows(ROWS))
-    return counted(cosines(store), own, count, include_self=include_self, advance=advance).chunk(n_parts, dim=1)
+    own = torch.arange(store.n_rows(ROWS)) if queries is None else queries.rows
+    return counted(cosines(store, queries), own, count, include_self=include_self, advance=advance).chunk(
+        n_parts, dim=1
+    )

@@ -43,6 +43,8 @@ class Averages:
         classes: the label of each axis, where labels are classes.
         weighting: the kernel.
         n_data: number of samples averaged over.
+        weights_error: standard error of `weights`, [n], where they are estimates from sketches; None: exact.
+        labels_error: of `labels`, [n d]; None: exact.
     """
 
     ids: tuple[Id, ...]
@@ -57,6 +59,8 @@ class Averages:
     classes: tuple[int, ...] | None
     weighting: Weighting
     n_data: int
+    weights_error: Tensor | None = None
+    labels_error: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -135,7 +139,7 @@ def averages(
         places = self_positions(samples if asked is None else asked, samples)
         own = columns(places.clamp(min=0), found.outputs) * (found.lengths.square() * (places >= 0))[:, None]
         values = values - own
-    return labels.averaged(values, found, samples if asked is None else asked, weighting, len(samples))
+    return labels.averaged(values, found, (samples if asked is None else asked).ids, weighting, len(samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,15 +165,23 @@ class Labels:
         Raises:
             TargetError: there are none, or they are not of the kind that the task needs.
         """
-        targets = known_targets(samples)
         c = kernel.outputs(samples.take([0])).shape[1]
+        return Labels.among(known_targets(samples), c, kernel.output.name, task)
+
+    @staticmethod
+    def among(targets: Tensor, c: int, output: str, task: Task | None) -> Labels:
+        """Of targets [n] or [n d], for networks of c outputs of that name.
+
+        Raises:
+            TargetError: they are not of the kind that the task needs.
+        """
         task = task or ("regression" if targets.is_floating_point() else "classification")
         if task == "regression":
             values = targets.double().reshape(len(targets), -1)
             return Labels(values, values.mean(dim=0), None, "values" if c == values.shape[1] else None)
         check_classes(targets)
         most = int(targets.max())
-        is_logits = kernel.output.name == "logits"
+        is_logits = output == "logits"
         kind: Literal["logits", "logit"] | None = None
         if is_logits and c > max(most, 1):
             kind, classes = "logits", torch.arange(c)
@@ -216,9 +228,15 @@ class Labels:
         return torch.cat(parts, dim=1)
 
     def averaged(
-        self, sums: Tensor, found: KernelProducts, samples: Samples, weighting: Weighting, n_data: int
+        self,
+        sums: Tensor,
+        found: KernelProducts,
+        ids: tuple[Id, ...],
+        weighting: Weighting,
+        n_data: int,
+        errors: Tensor | None = None,
     ) -> Averages:
-        """The averages, of the sums of all columns."""
+        """The averages, of the sums of all columns, and of their standard errors. [n m] each."""
         weights, d = sums[:, 0], self.d
         shares = weights / (found.lengths * found.total_length)
         divisor = weights.masked_fill(~(shares.abs() >= LEAST_SHARE), torch.nan)
@@ -231,8 +249,14 @@ class Labels:
         own = self.said(found.outputs.double())
         predictions = None if own is None else rest[:, :d] + self.center
         return Averages(
-            ids=samples.ids, weights=weights, shares=shares, labels=labels, variances=variances,
+            ids=ids, weights=weights, shares=shares, labels=labels, variances=variances,
             predictions=predictions, shifts=None if own is None or predictions is None else own - predictions,
             residuals=None if own is None else rest[:, d:], own=own, classes=self.classes, weighting=weighting,
-            n_data=n_data,
+            n_data=n_data, weights_error=None if errors is None else errors[:, 0],
+            labels_error=None if errors is None else _of_means(means, divisor, errors)[:, 1 : 1 + d],
         )  # fmt: skip
+
+
+def _of_means(means: Tensor, divisor: Tensor, errors: Tensor) -> Tensor:
+    """Standard errors of quotients of sums, to first order; errors of the two are taken for independent. [n m]."""
+    return (errors.square() + (means * errors[:, :1]).square()).sqrt() / divisor.abs()[:, None]

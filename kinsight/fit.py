@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kinsight.averages import Labels, averages
+from kinsight.averages import Averages, Labels, averages
 from kinsight.errors import InputError, TargetError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.samples import Id, Samples
-from kinsight.votes import Ballots, Task, check_power, votes_of
+from kinsight.stream import Pairs
+from kinsight.votes import Ballots, Task, check_power, known_targets, votes_of
 
 Regime = Literal[
     "learned", "memorized", "underfit", "contradicted", "ambiguous", "alone", "not learned", "undefined"
@@ -48,18 +49,19 @@ MEANINGS: dict[Regime, str] = {
 
 @dataclass(frozen=True)
 class Splits:
-    """Where a number is small or large; see `FitMap`."""
+    """Where a number is small or large; see `FitMap`. The count that is to be found from the data is None."""
 
-    count: float
-    variance: float
-    disagreement: float
-    residual: float
+    count: float | None
+    variance: float = 0.5
+    disagreement: float = 0.5
+    residual: float = 0.5
 
     def regime(self, count: float, variance: float, disagreement: float, residual: float) -> Regime:
         """Of a sample with these numbers."""
         if any(math.isnan(number) for number in (count, variance, disagreement, residual)):
             return "undefined"
         is_fitted, is_other = residual <= self.residual, disagreement > self.disagreement
+        assert self.count is not None
         if count < self.count:
             return "alone" if is_fitted else "not learned"
         if is_fitted:
@@ -190,30 +192,92 @@ def fit_map(
     """
     check_power(power)
     samples = Samples.wrap(data)
-    if groups is not None and len(groups) != len(samples):
-        raise InputError(f"There are {len(groups)} groups and {len(samples)} samples: pass one a sample.")
+    targets = known_targets(samples)
     labels = Labels.of(kernel, samples, task)
+    check_comparable(labels)
+    named = groups_of(groups, targets, labels, samples.class_names)
+    measured = _measured(kernel, samples, labels, power, normalization, progress=progress)
+    splits = Splits(least_count, most_variance, most_disagreement, most_residual)
+    return mapped(samples.ids, labels, measured, splits, named)
+
+
+def check_comparable(labels: Labels) -> None:
+    """Raise where what the network says is in other axes than labels.
+
+    Raises:
+        TargetError: it is.
+    """
     if labels.kind is None:
         raise TargetError(
             "The network's outputs cannot be compared with the targets: residuals need a logit a class, or an output a "
             "value. Pass output= and targets that belong together."
         )
-    measured = _measured(kernel, samples, labels, power, normalization, progress=progress)
-    known = measured[0][~measured[0].isnan()]
-    least = least_count if least_count is not None else float(known.quantile(0.1)) if len(known) else 0.0
-    splits = Splits(least, most_variance, most_disagreement, most_residual)
-    regimes = tuple(splits.regime(*numbers) for numbers in torch.stack(measured, dim=1).tolist())
-    return FitMap(samples.ids, *measured, regimes, splits, _groups(samples, labels, groups))
 
 
-def _groups(samples: Samples, labels: Labels, groups: Sequence[Any] | None) -> tuple[Any, ...] | None:
-    """The groups given, or classes by name; None where labels are values."""
+def mapped(
+    ids: tuple[Id, ...], labels: Labels, around: Around, splits: Splits, groups: tuple[Any, ...] | None
+) -> FitMap:
+    """The map, from what is around every sample."""
+    spread = labels.spread if labels.spread > 0 else 1.0
+    scale = 2**0.5 if labels.classes is not None else spread**0.5
+    disagreements, residuals = ((each - labels.values).norm(dim=1) / scale for each in (around.means, around.said))
+    known = around.counts[~around.counts.isnan()]
+    if splits.count is None:
+        splits = replace(splits, count=float(known.quantile(0.1)) if len(known) else 0.0)
+    numbers = around.counts, around.variances / spread, disagreements, residuals
+    regimes = tuple(splits.regime(*row) for row in torch.stack(numbers, dim=1).tolist())
+    return FitMap(ids, *numbers, regimes, splits, groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Around:
+    """What is around every sample, itself left out.
+
+    Args:
+        counts: weights of all others, [n].
+        means: of their labels, [n d].
+        variances: of their labels, [n].
+        said: what the network says, [n d].
+    """
+
+    counts: Tensor
+    means: Tensor
+    variances: Tensor
+    said: Tensor
+
+    @staticmethod
+    def by_averages(found: Averages) -> Around:
+        """From means that a sample has no part in."""
+        assert found.own is not None
+        return Around(found.weights, found.labels, found.variances, found.own)
+
+    @staticmethod
+    def by_votes(pairs: Pairs, labels: Labels, said: Tensor, power: float, *, progress: bool) -> Around:
+        """From similarities of all pairs, to a power."""
+        centered = labels.values - labels.center
+        ballots = torch.cat([centered, centered.square().sum(dim=1, keepdim=True)], dim=1)
+        votes, counts = votes_of(pairs, Ballots.of(ballots), power, progress=progress)
+        counts = counts.masked_fill(counts == 0, torch.nan)
+        shares = votes / counts[:, None]
+        variances = shares[:, -1] - shares[:, :-1].square().sum(dim=1)
+        return Around(counts, shares[:, :-1] + labels.center, variances, said)
+
+
+def groups_of(
+    groups: Sequence[Any] | None, targets: Tensor, labels: Labels, names: Sequence[str] | None
+) -> tuple[Any, ...] | None:
+    """The groups given, or classes by name; None where labels are values.
+
+    Raises:
+        InputError: groups are not one a sample.
+    """
     if groups is not None:
+        if len(groups) != len(targets):
+            raise InputError(f"There are {len(groups)} groups and {len(targets)} samples: pass one a sample.")
         return tuple(groups)
-    if labels.classes is None or samples.targets is None:
+    if labels.classes is None:
         return None
-    names = samples.class_names
-    return tuple(names[number] if names else number for number in samples.targets.tolist())
+    return tuple(names[number] if names else number for number in targets.tolist())
 
 
 def _measured(
@@ -224,26 +288,13 @@ def _measured(
     normalization: Normalization,
     *,
     progress: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Counts, variances, disagreements and residuals. [n] each."""
+) -> Around:
     if power == 1:
-        found = averages(kernel, samples, weighting=normalization, include_self=False, progress=progress)
-        assert found.own is not None
-        counts, means, variances, said = found.weights, found.labels, found.variances, found.own
-    else:
-        centered = labels.values - labels.center
-        ballots = torch.cat([centered, centered.square().sum(dim=1, keepdim=True)], dim=1)
-        pairs = kernel.similarity_blocks(samples, None, normalization)
-        votes, counts = votes_of(lambda _: pairs, Ballots.of(ballots), power, progress=progress)
-        counts = counts.masked_fill(counts == 0, torch.nan)
-        shares = votes / counts[:, None]
-        means, variances = shares[:, :-1] + labels.center, shares[:, -1] - shares[:, :-1].square().sum(dim=1)
-        batches = samples.batches(kernel.block_size(samples))
-        found_outputs = torch.cat([kernel.outputs(batch).detach().cpu() for batch in batches])
-        of_network = labels.said(found_outputs.double())
-        assert of_network is not None
-        said = of_network
-    spread = labels.spread if labels.spread > 0 else 1.0
-    scale = 2**0.5 if labels.classes is not None else spread**0.5
-    disagreements, residuals = ((each - labels.values).norm(dim=1) / scale for each in (means, said))
-    return counts, variances / spread, disagreements, residuals
+        return Around.by_averages(
+            averages(kernel, samples, weighting=normalization, include_self=False, progress=progress)
+        )
+    pairs = kernel.similarity_blocks(samples, None, normalization)
+    batches = samples.batches(kernel.block_size(samples))
+    said = labels.said(torch.cat([kernel.outputs(batch).detach().cpu() for batch in batches]).double())
+    assert said is not None
+    return Around.by_votes(lambda _: pairs, labels, said, power, progress=progress)

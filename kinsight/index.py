@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,19 @@ from torch import Tensor
 
 from kinsight import building
 from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
-from kinsight.audits import cosines, hard_counts, power_counts, soft_counts
 from kinsight.building import ERROR, taken
-from kinsight.conflicts import LEAST, LabelConflicts, conflicts_among
-from kinsight.contents import Contents
-from kinsight.denoising_sums import DenoisingSums, denoising_sums
-from kinsight.density import Counts
 from kinsight.engine import EngineName, engine_named
 from kinsight.errors import IncompleteIndexError, InputError
 from kinsight.exchange import read_parquet, write_parquet
 from kinsight.identity import check_identity
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.knn import TABLE, NeighborTable, fill_neighbors
-from kinsight.labels import LabelSuspects, Method, check_questions, suspects_among
-from kinsight.leave_one_out import by_features
 from kinsight.neighbors import Neighbors
-from kinsight.progress import progress_bar
+from kinsight.questions import Questions
 from kinsight.rows import matrix_of
 from kinsight.samples import Batch, Id, Samples
 from kinsight.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
 from kinsight.store import Damage, Store
-from kinsight.unit_gradients import warn_undefined
-from kinsight.votes import Ballots, Task, shares_of
 
 SEARCHED_FROM = 200_000
 """Samples from which on an index gets an approximate search where nothing is said: a scan takes longer than a blink."""
@@ -42,7 +33,7 @@ N_CANDIDATES = 100
 """Best sketches whose similarities are computed, at least; and ten times as many as neighbors are asked for."""
 
 
-class Index(Contents):
+class Index(Questions):
     """An index on disk: `Index.build` makes one, `Index(folder)` opens it.
 
     Args:
@@ -266,109 +257,6 @@ class Index(Contents):
         parts = list(self.store.scan(TABLE, ["neighbors", "similarities"]))
         positions, values = (torch.cat([matrix_of(part[name]) for part in parts]) for name in parts[0].schema.names)
         return NeighborTable(self.ids, positions, values, self.error)
-
-    def soft_count(self, *, include_self: bool = True) -> Counts:
-        """The soft count of every sample, from sketches: two passes over them, none through the network. [n].
-
-        Unbiased, with its standard error; `kinsight.soft_count(kernel, data)` is exact, and linear in time, too.
-        """
-        values, error = soft_counts(self.store, self.excess, include_self=include_self)
-        self._warn_undefined(values)
-        return Counts(self.ids, values, len(self), self.normalization, include_self, "sketches", error)
-
-    def hard_count(
-        self, thresholds: float | Sequence[float] = 0.5, *, include_self: bool = True, progress: bool = False
-    ) -> Counts:
-        """The hard count of every sample, from the cosines of sketches: [n], or [n k] for k thresholds.
-
-        Its error is what follows from cosines whose errors are normal, as large as the index's, and partly common.
-        """
-        taus = thresholds if isinstance(thresholds, Sequence) else [thresholds]
-        counts = self._counts(functools.partial(hard_counts, thresholds=taus), include_self, progress=progress)
-        return counts if isinstance(thresholds, Sequence) else counts.column(0)
-
-    def power_count(self, power: float = 8.0, *, include_self: bool = True, progress: bool = False) -> Counts:
-        """The power count of every sample, from the cosines of sketches. [n].
-
-        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
-        """
-        return self._counts(functools.partial(power_counts, power=power), include_self, progress=progress).column(0)
-
-    def _counts(self, count: Callable[..., tuple[Tensor, Tensor]], include_self: bool, *, progress: bool) -> Counts:
-        with progress_bar("counting", len(self) ** 2, is_shown=progress) as advance:
-            values, error = count(self.store, error=self.error, include_self=include_self, advance=advance)
-        self._warn_undefined(values[:, 0])
-        return Counts(self.ids, values, len(self), self.normalization, include_self, "sketches", error)
-
-    def _warn_undefined(self, values: Tensor) -> None:
-        warn_undefined([self.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
-
-    def denoising_sums(self) -> DenoisingSums:
-        """Sums of the kernel and of its square around every sample: what denoising factors are made of.
-
-        From sketches, in time linear in their number, with standard errors.
-
-        Raises:
-            InputError: the sketches are of whitened gradients of several outputs, which say nothing of the kernel.
-        """
-        if self.normalization != "flat" and self.outputs.shape[1] > 1:
-            raise InputError(
-                "Denoising sums need the kernel itself, and this index has sketches of whitened gradients of "
-                f"{self.outputs.shape[1]} outputs: build one with normalization='flat'."
-            )
-        return denoising_sums(self.store, self.ids, self.norms, *self.error_of_inner_products, self.excess)
-
-    def label_suspects(
-        self,
-        *,
-        others: Sequence[Index] = (),
-        method: Method = "leave_one_out",
-        n_suspects: int | None = None,
-        threshold: float | None = None,
-        power: float = 8.0,
-        n_supporters: int = 5,
-        task: Task | None = None,
-        progress: bool = False,
-    ) -> LabelSuspects:
-        """Targets that the neighborhood contradicts, by sketches; see `kinsight.label_suspects`.
-
-        'leave_one_out' takes time linear in the number of samples. The index's normalization counts: 'flat' is known to
-        work on networks that have memorized wrong labels. `others` are indexes of the same data and other networks,
-        such as earlier checkpoints: verdicts are averaged.
-
-        Raises:
-            TargetError: the index has no targets, or of the wrong kind.
-        """
-        check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
-        ballots, pairs = Ballots.of(self.targets, task), functools.partial(cosines, self.store)
-        verdicts = torch.zeros(len(self), ballots.n_columns, dtype=torch.float64)
-        for index in (self, *others):
-            if index.ids != self.ids:
-                raise InputError(f"Index {str(index.folder)!r} has other samples than {str(self.folder)!r}, by id.")
-            if method == "votes":
-                found = shares_of(functools.partial(cosines, index.store), ballots, power, progress=progress)
-            else:
-                found = by_features(index.sketches, ballots.part(slice(0, len(self)))).values
-            verdicts += found / (1 + len(others))
-        return suspects_among(
-            pairs, self.ids, ballots, verdicts, method=method, n_suspects=n_suspects, threshold=threshold,
-            n_supporters=n_supporters, error=self.error,
-        )  # fmt: skip
-
-    def label_conflicts(
-        self,
-        *,
-        least: float = LEAST,
-        n_conflicts: int = 1000,
-        least_difference: float = 1.0,
-        task: Task | None = None,
-        progress: bool = False,
-    ) -> LabelConflicts:
-        """Near-duplicates with different labels, by the cosines of sketches; see `kinsight.label_conflicts`."""
-        return conflicts_among(
-            functools.partial(cosines, self.store), self.ids, Ballots.of(self.targets, task), least=least,
-            n_conflicts=n_conflicts, least_difference=least_difference, error=self.error, progress=progress,
-        )  # fmt: skip
 
     def take(self, data: Any, rows: Sequence[int]) -> Batch:
         """The samples of these rows, from the data the index was built from, and compared with what it was then.

@@ -35,12 +35,14 @@ class Support:
             |K(y, x) K(x, x)^-1| / sqrt(c), or its trace / c.
         is_signed: whether terms have their sign.
         n_data: number of samples y.
+        error: standard error of `sums`, [n], where they are estimates from sketches; None: exact.
     """
 
     ids: tuple[Id, ...]
     sums: Tensor
     is_signed: bool
     n_data: int
+    error: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -162,3 +162,14 @@ def test_rows_go_to_a_file(asked: tuple[str, ...], folder: Path, capsys: pytest.
     status, _, err = run(capsys, *asked, *QUIET, "--out", "rows.csv")
     assert status == 2
     assert "is there already" in err
+
+
+def test_fit_of_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build = ("index", "shop:classes", "npz:classes.npz", "--out", "ours", "--normalization", "flat", *QUIET)
+    answer(capsys, *build)
+    found = answer(capsys, "fit", "--index", "ours", "--quiet")
+    expected = kinsight.Index("ours").fit_map()
+    assert [row["regime"] for row in found["rows"]] == list(expected.regimes)
+    status, _, err = run(capsys, "fit", "shop:classes", "npz:classes.npz", "--index", "ours", *QUIET)
+    assert status == 2
+    assert "leave MODEL and DATA out" in err

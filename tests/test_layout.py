@@ -88,6 +88,8 @@ ORDER = [
     "audits",
     "denoising_sums",
     "contents",
+    "sketched",
+    "questions",
     "index",
     "exports",
     "explorer",

@@ -136,7 +136,9 @@ def test_every_sample_is_there_and_every_image_described(kernel: kinsight.Gradie
     page = Page(render(found))
     assert found.suspects is not None
     n_supporters = int((found.suspects.supporter_positions >= 0).sum())
-    assert page.count("img") == 2 * (1 + 3) + 4 + 5 + len(found.suspects) + n_supporters
+    n_examples = sum(map(len, found.examples.values()))
+    assert page.count("img") == 2 * (1 + 3) + 4 + 5 + len(found.suspects) + n_supporters + n_examples
+    assert page.count("circle") == 24
     assert page.count("li", "card") == len(found.suspects) > 0
     assert all(attributes["alt"] for tag, attributes in page.tags if tag == "img")
     assert page.count("rect", "bar") > 1
@@ -214,3 +216,24 @@ def test_a_report_is_not_made_from_the_index_of_something_else(kernel: kinsight.
     other = kinsight.GradientKernel(nn.Sequential(nn.Flatten(), nn.Linear(36, 3)))
     with pytest.raises(WrongModelError):
         examine(other, data, index=index)
+
+
+def test_fit_is_told_with_its_regimes(kernel: kinsight.GradientKernel) -> None:
+    data = images()
+    found = examine(kernel, data, n_queries=0, n_suspects=0, n_examples=2)
+    assert found.fit is not None
+    truth = kinsight.fit_map(kernel, data)
+    assert found.fit.regimes == truth.regimes
+    assert all(places == tuple(truth.of(regime)[:2].tolist()) for regime, places in found.examples.items())
+    text = render(found)
+    assert truth.summary().split(".")[0].replace("<", "&lt;") in text
+    for regime in set(truth.regimes):
+        share = f"{truth.regimes.count(regime) / len(data):.1%}"
+        assert re.search(rf"{regime} <span class=\"soft\">{share}", text)
+    values = kinsight.Samples(data.take(range(24)).inputs, torch.randn(24, 7))
+    found = examine(kernel, values, n_queries=0, n_suspects=0)
+    assert found.fit is None
+    assert "cannot be compared with the targets" in render(found)
+    assert "were not asked for" in render(examine(kernel, data, n_queries=0, n_suspects=0, n_examples=0))
+    without = kinsight.Samples(data.take(range(24)).inputs)
+    assert "no labels that the network could fit" in render(examine(kernel, without, n_queries=0))

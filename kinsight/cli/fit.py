@@ -6,19 +6,28 @@ from typing import Annotated
 
 import typer
 
-from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
+from kinsight.cli.loading import asked, index_of
+from kinsight.cli.options import (
+    AskedIndex,
+    OptionalData,
+    OptionalModel,
+    OptionalNormalization,
+    Options,
+    OutFile,
+    Similarity,
+)
 from kinsight.cli.printing import print_rows
 
 
 def print_fit(
-    model: Model,
-    data: Data,
     options: Options,
+    model: OptionalModel = None,
+    data: OptionalData = None,
     power: Annotated[float, typer.Option(help="Of similarities: 8 hears close neighbors; 1 takes linear time.")] = 8.0,
     regime: Annotated[str | None, typer.Option(help="Only samples of this regime, the most pronounced first.")] = None,
     by_group: Annotated[bool, typer.Option("--by-group", help="One row a class, in place of one a sample.")] = False,
     normalization: OptionalNormalization = None,
+    index: AskedIndex = None,
     out: OutFile = None,
 ) -> None:
     """Which samples are learned with others, memorized, contradicted, underfit, ambiguous or alone."""
@@ -27,12 +36,16 @@ def print_fit(
 
     if regime is not None and regime not in MEANINGS:
         raise UnknownNameError(f"--regime {regime}: there are {', '.join(MEANINGS)}.")
-    kernel, samples = kernel_of(model, options), samples_of(data, options, limit=options.limit)
-    chosen = normalization or Similarity.flat
-    found = fit_map(kernel, samples, power=power, normalization=chosen.value, progress=not options.quiet)
+    if index is not None:
+        opened = index_of(index, normalization, model, data)
+        found, chosen = opened.fit_map(power=power, progress=not options.quiet), opened.normalization
+    else:
+        kernel, samples = asked(model, data, options)
+        chosen = (normalization or Similarity.flat).value
+        found = fit_map(kernel, samples, power=power, normalization=chosen, progress=not options.quiet)
     rows = found.by_group() if by_group else list(found.rows())
     if regime is not None and not by_group:
         rows = [rows[place] for place in found.of(regime).tolist()]
     shares = {name: found.regimes.count(name) for name in MEANINGS}
-    facts = {"normalization": chosen.value, "power": power, "regimes": shares, "meanings": MEANINGS}
+    facts = {"normalization": chosen, "power": power, "regimes": shares, "meanings": MEANINGS}
     print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(), **facts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kinsight.density import Counts, soft_count
+from kinsight.fit import FitMap, fit_map
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.labels import LabelSuspects, label_suspects
 from kinsight.neighbors import Neighbors, neighbors
@@ -36,6 +37,9 @@ class Asker(Protocol):
 
     def label_suspects(self, n_suspects: int) -> LabelSuspects:
         """The first of them."""
+
+    def fit_map(self) -> FitMap:
+        """Of all samples."""
 
     def check(self, places: Sequence[int]) -> None:
         """Raise unless the samples at these positions are those that are asked about."""
@@ -82,6 +86,10 @@ class ByKernel:
             self.kernel, self.samples, n_suspects=n_suspects, normalization=self.normalization, progress=self.progress
         )
 
+    def fit_map(self) -> FitMap:
+        """From all pairs."""
+        return fit_map(self.kernel, self.samples, normalization=self.normalization, progress=self.progress)
+
     def check(self, places: Sequence[int]) -> None:
         """They are: nothing else was asked."""
 
@@ -116,6 +124,10 @@ class ByIndex:
     def label_suspects(self, n_suspects: int) -> LabelSuspects:
         """By cosines of sketches."""
         return self.index.label_suspects(n_suspects=n_suspects, progress=self.progress)
+
+    def fit_map(self) -> FitMap:
+        """By cosines of sketches."""
+        return self.index.fit_map(progress=self.progress)
 
     def check(self, places: Sequence[int]) -> None:
         """By the digests that the index keeps."""

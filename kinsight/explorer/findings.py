@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from kinsight.density import Counts
 from kinsight.errors import InputError, TargetError
 from kinsight.explorer.asking import Asker, asker
 from kinsight.explorer.portraits import Painter, Portrait
+from kinsight.explorer.regimes import examples_of
+from kinsight.fit import FitMap, Regime
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.labels import LabelSuspects
 from kinsight.neighbors import Neighbors
@@ -89,6 +92,9 @@ class Findings:
         no_suspects: why there are none, where that is so.
         check: the suspects against the truth, where it was passed.
         portraits: what is shown of samples of the data, by position.
+        fit: over- and underfit; None where it was not or could not be looked for.
+        examples: positions of samples of its regimes that are shown.
+        no_fit: why there is none, where that is so.
     """
 
     title: str
@@ -103,6 +109,9 @@ class Findings:
     no_suspects: str
     check: TruthCheck | None
     portraits: Mapping[int, Portrait]
+    fit: FitMap | None = None
+    examples: Mapping[Regime, tuple[int, ...]] = field(default_factory=dict)
+    no_fit: str = "Over- and underfit were not asked for."
 
     @property
     def undefined_ids(self) -> tuple[Id, ...]:
@@ -121,27 +130,27 @@ def examine(
     n_lonely: int = 12,
     n_crowded: int = 12,
     n_suspects: int = 24,
+    n_examples: int = 6,
     normalization: Normalization = "flat",
     truth: Any = None,
     index: Index | None = None,
     title: str = "",
     progress: bool = False,
 ) -> Findings:
-    """Neighbors, counts and suspected labels of a data set, with what there is to show of the samples in them.
+    """Neighbors, counts, suspected labels and fit of a data set, with what there is to show of the samples in them.
 
-    All of it is exact; with an index, counts and suspects are estimates from its sketches, and neighbors are looked for
+    All of it is exact; with an index, all but neighbors are estimates from its sketches, and neighbors are looked for
     there, and then ranked by their true similarities.
 
     Args:
         kernel: the gradient kernel of the network.
         data: whatever `Samples` takes.
-        queries: samples whose neighbors are shown; some of the data, spread over its targets, where left out. A query
-            that is in the data, by id, is not its own neighbor.
+        queries: samples whose neighbors are shown; some of the data, spread over its targets, where left out.
         n_queries: the first so many of them; 0 leaves neighbors out.
         n_neighbors: shown for each query.
-        n_lonely: samples with the lowest soft counts that are shown.
-        n_crowded: samples with the highest.
+        n_lonely, n_crowded: samples with the lowest and the highest soft counts that are shown.
         n_suspects: suspected labels that are shown; 0 leaves them out.
+        n_examples: samples of each regime of over- and underfit that are shown; 0 leaves that out.
         normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
         index: of the data, built with this kernel.
@@ -152,16 +161,16 @@ def examine(
         InputError: a number of samples to show is negative.
         WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
-    _check_counts(n_queries=n_queries, n_lonely=n_lonely, n_crowded=n_crowded, n_suspects=n_suspects)
+    _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples)
     samples = Samples.wrap(data)
     right = _as_truth(truth, samples)
     asked = _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
-    found = None if asked is None else ask.neighbors(asked, n_neighbors)
-    counts = ask.soft_count()
+    found, counts = None if asked is None else ask.neighbors(asked, n_neighbors), ask.soft_count()
     suspects, reason = _suspects(ask, samples, n_suspects)
     lonely, crowded = tuple(counts.order()[:n_lonely].tolist()), tuple(counts.order().flip(0)[:n_crowded].tolist())
-    shown = sorted({*lonely, *crowded, *_places(found), *_places(suspects)})
+    fit, examples, no_fit = _fit(ask, samples, n_examples)
+    shown = sorted({*lonely, *crowded, *chain(*examples.values()), *_places(found), *_places(suspects)})
     ask.check(shown)
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     return Findings(
@@ -169,11 +178,13 @@ def examine(
         () if asked is None else _portraits_of(asked, painter), found, counts, lonely, crowded, suspects,
         () if suspects is None else tuple(painter.words(target) for target in suspects.suggested), reason,
         None if right is None or suspects is None else _checked(suspects, samples, right), painter.portraits(shown),
+        fit, examples, no_fit,
     )  # fmt: skip
 
 
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
+def _check_counts(*counts: int) -> None:
+    names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples")
+    for name, count in zip(names, counts, strict=True):
         if count < 0:
             raise InputError(f"{name} is {count}: it is a number of samples to show, 0 for none.")
 
@@ -203,6 +214,19 @@ def _suspects(ask: Asker, samples: Samples, n_suspects: int) -> tuple[LabelSuspe
     except TargetError as error:
         return None, f"The labels of this data cannot be judged. {error}"
     return found, ""
+
+
+def _fit(ask: Asker, samples: Samples, n_examples: int) -> tuple[FitMap | None, dict[Regime, tuple[int, ...]], str]:
+    """Over- and underfit with examples, or why there is nothing of it."""
+    if not n_examples:
+        return None, {}, "Over- and underfit were not asked for."
+    if samples.targets is None:
+        return None, {}, "The data has no labels that the network could fit."
+    try:
+        found = ask.fit_map()
+    except TargetError as error:
+        return None, {}, f"Fit cannot be told from these labels. {error}"
+    return found, examples_of(found, n_examples), ""
 
 
 def _is_classification(samples: Samples) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from kinsight.explorer.findings import Findings
 from kinsight.explorer.pictures import data_uri, histogram, ticks
 from kinsight.explorer.portraits import Portrait
+from kinsight.explorer.regimes import fit_fields
 from kinsight.labels import LabelSuspects
 
 Fields: TypeAlias = dict[str, Any]
@@ -102,6 +103,8 @@ def page_of(findings: Findings) -> Fields:
         "because": _because(findings.suspects),
         "suspects": [] if findings.suspects is None else list(_cards(findings, findings.suspects, samples)),
         "no_suspects": findings.no_suspects or "No label is contradicted by most of its neighborhood.",
+        "fit": None if findings.fit is None else fit_fields(findings.fit, findings.examples, samples),
+        "no_fit": findings.no_fit,
         "label_use": "Labels enter only where labels are judged."
         if subject.output != "loss"
         else "The output is the loss, so each sample’s own label enters its gradient.",

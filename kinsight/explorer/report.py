@@ -46,6 +46,7 @@ def write_report(
     n_lonely: int = 12,
     n_crowded: int = 12,
     n_suspects: int = 24,
+    n_examples: int = 6,
     normalization: Normalization = "flat",
     truth: Any = None,
     index: Index | None = None,
@@ -68,6 +69,7 @@ def write_report(
         n_lonely: samples with the lowest soft counts that are shown.
         n_crowded: samples with the highest.
         n_suspects: suspected labels that are shown.
+        n_examples: samples of each regime of over- and underfit that are shown; 0 leaves that out.
         normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
         index: of the data, built with this kernel: then counts and suspects are estimates from its sketches.
@@ -76,8 +78,8 @@ def write_report(
     """
     findings = examine(
         kernel, data, queries=queries, n_queries=n_queries, n_neighbors=n_neighbors, n_lonely=n_lonely,
-        n_crowded=n_crowded, n_suspects=n_suspects, normalization=normalization, truth=truth, index=index,
-        title=title, progress=progress,
+        n_crowded=n_crowded, n_suspects=n_suspects, n_examples=n_examples, normalization=normalization, truth=truth,
+        index=index, title=title, progress=progress,
     )  # fmt: skip
     page = render(findings).encode()
     Path(path).write_bytes(page)

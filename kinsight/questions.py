@@ -1,0 +1,262 @@
+"""What an index is asked without a pass through the network: counts, means of labels, suspected labels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinsight.audits import Strangers, cosines, hard_counts, power_counts, soft_counts
+from kinsight.averages import Averages, Labels
+from kinsight.conflicts import LEAST, LabelConflicts, conflicts_among
+from kinsight.contents import Contents
+from kinsight.denoising_sums import DenoisingSums, denoising_sums
+from kinsight.density import Counts
+from kinsight.errors import InputError
+from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
+from kinsight.identity import check_identity
+from kinsight.kernel import GradientKernel
+from kinsight.labels import LabelSuspects, Method, check_questions, suspects_among
+from kinsight.leave_one_out import by_features
+from kinsight.neighbors import self_positions
+from kinsight.progress import progress_bar
+from kinsight.samples import Samples
+from kinsight.sketch import sketch
+from kinsight.sketched import averages_of, support_of
+from kinsight.uncertainty import Support
+from kinsight.unit_gradients import warn_undefined
+from kinsight.votes import Ballots, Task, check_power, shares_of
+
+
+class Questions(Contents):
+    """An index, opened to be asked about its samples. All answers come from sketches, with their errors.
+
+    Args:
+        folder: where it is.
+        partial: whether a half-built index is read as far as it is built.
+    """
+
+    def soft_count(
+        self,
+        queries: Any = None,
+        *,
+        kernel: GradientKernel | None = None,
+        data: Any = None,
+        include_self: bool = True,
+    ) -> Counts:
+        """The soft count of every sample, from sketches: two passes over them, none through the network. [n].
+
+        Unbiased, with its standard error; `kinsight.soft_count(kernel, data)` is exact, and linear in time, too.
+
+        Args:
+            queries: whatever `Samples` takes: what is counted around, in place of the samples of the index; needs
+                `kernel`, to sketch them.
+            kernel: the kernel that the index was built with.
+            data: what it was built from: a query that is a part of it (`data.take`, `data.first`, or by id where both
+                were given ids) then counts itself. All others are strangers.
+            include_self: whether a sample counts itself.
+
+        Raises:
+            WrongModelError: the kernel is another.
+        """
+        strangers = self._strangers(queries, kernel, data)
+        values, error = soft_counts(self.store, self.excess, strangers, include_self=include_self)
+        ids = self.ids if strangers is None else strangers.ids
+        warn_undefined([ids[row] for row in values.isnan().nonzero().flatten().tolist()])
+        return Counts(ids, values, len(self), self.normalization, include_self, "sketches", error)
+
+    def hard_count(
+        self,
+        thresholds: float | Sequence[float] = 0.5,
+        *,
+        queries: Any = None,
+        kernel: GradientKernel | None = None,
+        data: Any = None,
+        include_self: bool = True,
+        progress: bool = False,
+    ) -> Counts:
+        """The hard count of every sample, or query, from the cosines of sketches: [n], or [n k] for k thresholds.
+
+        Its error is what follows from cosines whose errors are normal, as large as the index's, and partly common.
+        """
+        taus = thresholds if isinstance(thresholds, Sequence) else [thresholds]
+        strangers = self._strangers(queries, kernel, data)
+        count = functools.partial(hard_counts, thresholds=taus)
+        counts = self._counts(count, strangers, include_self=include_self, progress=progress)
+        return counts if isinstance(thresholds, Sequence) else counts.column(0)
+
+    def power_count(
+        self,
+        power: float = 8.0,
+        *,
+        queries: Any = None,
+        kernel: GradientKernel | None = None,
+        data: Any = None,
+        include_self: bool = True,
+        progress: bool = False,
+    ) -> Counts:
+        """The power count of every sample, or query, from the cosines of sketches. [n].
+
+        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
+        """
+        strangers = self._strangers(queries, kernel, data)
+        count = functools.partial(power_counts, power=power)
+        return self._counts(count, strangers, include_self=include_self, progress=progress).column(0)
+
+    def _counts(
+        self,
+        count: Callable[..., tuple[Tensor, Tensor]],
+        strangers: Strangers | None,
+        *,
+        include_self: bool,
+        progress: bool,
+    ) -> Counts:
+        ids = self.ids if strangers is None else strangers.ids
+        with progress_bar("counting", len(self) * len(ids), is_shown=progress) as advance:
+            values, error = count(
+                self.store, error=self.error, queries=strangers, include_self=include_self, advance=advance
+            )
+        warn_undefined([ids[row] for row in values[:, 0].isnan().nonzero().flatten().tolist()])
+        return Counts(ids, values, len(self), self.normalization, include_self, "sketches", error)
+
+    def _strangers(self, queries: Any, kernel: GradientKernel | None, data: Any) -> Strangers | None:
+        if queries is None:
+            return None
+        if kernel is None:
+            raise InputError("Queries that are inputs need kernel=, to sketch them as the index's samples were.")
+        check_identity(kernel, self.about["kernel"], f"Index {str(self.folder)!r}")
+        samples = Samples.wrap(queries)
+        batches = samples.batches(kernel.block_size(samples))
+        how = {"seed": self.about["seed"], "normalization": self.normalization}
+        sketches = torch.cat([sketch(kernel, batch, self.dim, **how).values for batch in batches])
+        rows = torch.full((len(samples),), -1) if data is None else self_positions(samples, Samples.wrap(data))
+        return Strangers(samples.ids, sketches, rows)
+
+    def denoising_sums(self) -> DenoisingSums:
+        """Sums of the kernel and of its square around every sample: what denoising factors are made of.
+
+        From sketches, in time linear in their number, with standard errors.
+
+        Raises:
+            InputError: the sketches are of whitened gradients of several outputs, which say nothing of the kernel.
+        """
+        if self.normalization != "flat" and self.outputs.shape[1] > 1:
+            raise InputError(
+                "Denoising sums need the kernel itself, and this index has sketches of whitened gradients of "
+                f"{self.outputs.shape[1]} outputs: build one with normalization='flat'."
+            )
+        return denoising_sums(self.store, self.ids, self.norms, *self.error_of_inner_products, self.excess)
+
+    def label_suspects(
+        self,
+        *,
+        others: Sequence[Contents] = (),
+        method: Method = "leave_one_out",
+        n_suspects: int | None = None,
+        threshold: float | None = None,
+        power: float = 8.0,
+        n_supporters: int = 5,
+        task: Task | None = None,
+        progress: bool = False,
+    ) -> LabelSuspects:
+        """Targets that the neighborhood contradicts, by sketches; see `kinsight.label_suspects`.
+
+        'leave_one_out' takes time linear in the number of samples. The index's normalization counts: 'flat' is known to
+        work on networks that have memorized wrong labels. `others` are indexes of the same data and other networks,
+        such as earlier checkpoints: verdicts are averaged.
+
+        Raises:
+            TargetError: the index has no targets, or of the wrong kind.
+        """
+        check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
+        ballots, pairs = Ballots.of(self.targets, task), functools.partial(cosines, self.store)
+        verdicts = torch.zeros(len(self), ballots.n_columns, dtype=torch.float64)
+        for index in (self, *others):
+            if index.ids != self.ids:
+                raise InputError(f"Index {str(index.folder)!r} has other samples than {str(self.folder)!r}, by id.")
+            if method == "votes":
+                found = shares_of(functools.partial(cosines, index.store), ballots, power, progress=progress)
+            else:
+                found = by_features(index.sketches, ballots.part(slice(0, len(self)))).values
+            verdicts += found / (1 + len(others))
+        return suspects_among(
+            pairs, self.ids, ballots, verdicts, method=method, n_suspects=n_suspects, threshold=threshold,
+            n_supporters=n_supporters, error=self.error,
+        )  # fmt: skip
+
+    def label_conflicts(
+        self,
+        *,
+        least: float = LEAST,
+        n_conflicts: int = 1000,
+        least_difference: float = 1.0,
+        task: Task | None = None,
+        progress: bool = False,
+    ) -> LabelConflicts:
+        """Near-duplicates with different labels, by the cosines of sketches; see `kinsight.label_conflicts`."""
+        return conflicts_among(
+            functools.partial(cosines, self.store), self.ids, Ballots.of(self.targets, task), least=least,
+            n_conflicts=n_conflicts, least_difference=least_difference, error=self.error, progress=progress,
+        )  # fmt: skip
+
+    def averages(self, *, include_self: bool = True, task: Task | None = None) -> Averages:
+        """Means of labels, and of what the network says, around every sample, weighted by similarity.
+
+        From sketches, in linear time; `weights` and `labels` have standard errors. See `kinsight.averages`.
+
+        Raises:
+            TargetError: the index has no targets, or of the wrong kind.
+        """
+        return averages_of(self, self._labels(task), include_self=include_self)
+
+    def uncertainty(self, *, progress: bool = False) -> Support:
+        """How uncertain the network is of every sample, from the cosines of sketches; see `kinsight.uncertainty`.
+
+        Raises:
+            InputError: the index is of several outputs.
+        """
+        return support_of(self, is_signed=False, progress=progress)
+
+    def signed_support(self) -> Support:
+        """sum_y k(x, y) / k(x, x) for every sample, from sketches, in linear time; see `kinsight.signed_support`.
+
+        Raises:
+            InputError: the index is of several outputs.
+        """
+        return support_of(self, is_signed=True, progress=False)
+
+    def fit_map(
+        self,
+        *,
+        power: float = 8.0,
+        groups: Sequence[Any] | None = None,
+        splits: Splits | None = None,
+        task: Task | None = None,
+        progress: bool = False,
+    ) -> FitMap:
+        """Which samples are learned with others, memorized alone, underfit, or ambiguous; see `kinsight.fit_map`.
+
+        From the cosines of sketches of all pairs; for a power of 1 in linear time.
+
+        Raises:
+            TargetError: no targets, or the network says something that cannot be compared with them.
+        """
+        check_power(power)
+        labels = self._labels(task)
+        check_comparable(labels)
+        if power == 1:
+            around = Around.by_averages(averages_of(self, labels, include_self=False))
+        else:
+            said = labels.said(self.outputs.double())
+            assert said is not None
+            pairs = functools.partial(cosines, self.store)
+            around = Around.by_votes(pairs, labels, said, power, progress=progress)
+        names = self.about["class_names"]
+        return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
+
+    def _labels(self, task: Task | None) -> Labels:
+        name: str = self.about["kernel"]["output"].partition("(")[0]
+        return Labels.among(self.targets, self.outputs.shape[1], name, task)
