@@ -1,6 +1,6 @@
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench stress peers setup clean
+.PHONY: help demo test check docs bench reproduce stress peers setup clean
 
 python := .venv/bin/python
 
@@ -42,6 +42,13 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard
+
+reproduce: setup  ## run the experiments, as far as they are not done, and write docs/experiments.md (many hours)
+	$(python) -m pip install --quiet --constraint constraints.txt --editable '.[experiments]'
+	@bash scripts/fetch_data.sh
+	KINSIGHT_FASHION_MNIST=data/fashion-mnist $(python) -m experiments.label_errors
+	$(python) -m experiments.denoising
+	$(python) -m experiments.page
 
 stress: setup  ## kill processes that write an index, and damage its files, many times over
 	$(python) -m tests.faults

@@ -139,7 +139,7 @@ class FitMap:
     def summary(self) -> str:
         """In words."""
         counts = {regime: self.regimes.count(regime) for regime in MEANINGS}
-        parts = [f"{n / len(self):.0%} {regime}" for regime, n in counts.items() if n]
+        parts = [f"{n:,} are {regime}" for regime, n in counts.items() if n]
         text = f"Of {len(self):,} samples, {', '.join(parts)}."
         doubtful: tuple[Regime, ...] = ("contradicted", "memorized", "underfit", "ambiguous")
         looked_at = [regime for regime in doubtful if counts[regime]]

@@ -19,11 +19,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import page as benchmarks_page
+from experiments import page as experiments_page
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 API_PAGE = ROOT / "docs" / "api.md"  # written from docstrings: its examples run as doctests
 BENCHMARKS_PAGE = ROOT / "docs" / "benchmarks.md"
+EXPERIMENTS_PAGE = ROOT / "docs" / "experiments.md"
 PAGES = [README, *sorted(page for page in (ROOT / "docs").glob("*.md") if page != API_PAGE)]
 LINKED = [*PAGES, API_PAGE, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
@@ -209,6 +211,12 @@ def test_continuous_integration_runs_the_readme_command():
 def test_versions_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_experiments_page_is_up_to_date():
+    assert read(EXPERIMENTS_PAGE) == experiments_page.page(experiments_page.stored()), (
+        "docs/experiments.md is out of date: run `python -m experiments.page`"
+    )
 
 
 def test_benchmarks_page_is_up_to_date():

@@ -67,7 +67,8 @@ def _map(fit: FitMap) -> dict[str, Any] | None:
     def up(value: float) -> float:
         return round(_TOP + _HEIGHT * (1 - min(value, most) / most), 1)
 
-    powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    decades = range(math.floor(low), math.floor(high) + 1)
+    marks = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
     return {
         "dots": [
             {
@@ -76,7 +77,9 @@ def _map(fit: FitMap) -> dict[str, Any] | None:
             }
             for place in chosen.tolist()
         ],
-        "ticks": [{"x": across(power), "text": f"{10.0**power:,g}"} for power in powers],
+        "ticks": [
+            {"x": across(math.log10(mark)), "text": f"{mark:,g}"} for mark in marks if low <= math.log10(mark) <= high
+        ],
         "split_x": across(math.log10(max(float(fit.splits.count or 0), 10**low))),
         "split_y": up(fit.splits.disagreement),
         "description": f"Map of {len(chosen):,} of {len(fit):,} samples: how many others are alike, and how far the "
