@@ -107,6 +107,8 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status == 0
     assert "Neighbors can be trusted from first.safetensors on: the first network that shares" in err
     assert len(out.splitlines()) == 4
+    assert run(capsys, *asked, "--figure", "run.svg")[0] == 0
+    assert (folder / "run.svg").read_text().startswith("<svg")
     status, _, err = run(capsys, "compare", "shop:classes", "npz:classes.npz", *weights[:2], *QUIET)
     assert (status, err.count("\n")) == (2, 1)
     assert "two or more" in err

@@ -1,7 +1,10 @@
 """How networks agree: correlations, shared neighbors and alignments by hand; intervals that cover; from when on."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples, neighbors, soft_count
 from kinsight.agreement import Bootstrap, alignments, pearson, ranked, shared
-from kinsight.errors import InputError, ZeroGradientWarning
+from kinsight.errors import IndexExistsError, InputError, ZeroGradientWarning
+from kinsight.explorer import trajectory, write_trajectory
 from kinsight.stability import Stability, compare
 
 N = 80
@@ -141,3 +145,28 @@ def test_questions_that_make_no_sense(kernels: int, options: dict[str, Any], mes
     same = (("a", GradientKernel(network())) for _ in range(2))
     with pytest.raises(InputError, match="of different names"):
         compare(same, inputs())
+
+
+def test_the_figure_shows_every_network(found: Stability, tmp_path: Path) -> None:
+    hostile = replace(found, names=("<script>alert(1)</script>", 'a"b&c', "end"))
+    for stability in (found, hostile):
+        figure = trajectory(stability)
+        root = ElementTree.fromstring(figure)
+        circles = [each for each in root.iter() if each.tag.endswith("circle")]
+        assert len(circles) == 4 * 2  # four measures of two networks against the last one
+        titles = [float(each[0].text or "nan") for each in circles]
+        assert titles[:2] == pytest.approx(found.neighbors.values[:2, 2].tolist(), abs=1e-3)
+        heights = [float(each.attrib["cy"]) for each in circles[:2]]
+        assert (heights[0] > heights[1]) == (titles[0] < titles[1])
+        assert "<script" not in figure
+        assert "".join(root.itertext()).count("neighbors stay") == (stability.trusted_from is not None)
+    path = write_trajectory(tmp_path / "run.svg", found)
+    assert path.read_text() == trajectory(found)
+    with pytest.raises(IndexExistsError, match="overwrite=True"):
+        write_trajectory(path, found)
+    assert write_trajectory(path, found, overwrite=True) == path
+    with pytest.raises(InputError, match=r"\.svg file"):
+        write_trajectory(tmp_path / "run.png", found)
+    two = compare({"a": nudged(0.1), "b": nudged(0.0)}, inputs(), k=5, n_anchors=20, n_bootstrap=10)
+    with pytest.raises(InputError, match="at least three networks, and there are 2"):
+        trajectory(two)

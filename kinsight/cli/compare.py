@@ -29,6 +29,9 @@ def print_comparison(
     n_anchors: Annotated[int, typer.Option(min=2, help="Random samples whose neighbors are compared.")] = 256,
     least: Annotated[float, typer.Option(min=0, max=1, help="Share of neighbors that counts as the same.")] = 0.5,
     normalization: OptionalNormalization = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Write a figure of all networks against the last one to this .svg file.")
+    ] = None,
     out: OutFile = None,
 ) -> None:
     """How far checkpoints, or trainings, agree on neighbors and density, and from when on neighbors can be trusted."""
@@ -46,6 +49,10 @@ def print_comparison(
     found = compare(
         kernels(), samples, k=k, n_anchors=n_anchors, least=least, normalization=chosen.value, seed=options.seed
     )
+    if figure is not None:
+        from kinsight.explorer.trajectory import write_trajectory
+
+        write_trajectory(figure, found)
     print_rows(
         found.pairs(), as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(),
         normalization=chosen.value, k=k, n_anchors=found.n_anchors, trusted_from=found.trusted_from, rule=found.rule,
