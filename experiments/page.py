@@ -148,12 +148,36 @@ RATIOS = (
 )  # fmt: skip
 
 
+OF_RATINGS = """## The noise of human ratings
+
+A small network on the embeddings of a MiniLM encoder learns from one rating of each tweet how positive it is. Its
+weight decay is chosen by generalized cross-validation. Told from these single ratings: the noise of ratings over the
+spread of the raters of a text, 1 being right; what embeddings do not say of a text counts as noise, too. The rank
+correlation over texts of the variance of labels around each with the spread of its raters, and the same by
+penultimate cosines (power 8). The error to the mean of all other raters, of the single ratings and of predictions."""
+
+
+def human_noise(records: Sequence[Record]) -> Iterator[str]:
+    """The noise of human ratings."""
+    yield OF_RATINGS
+    names = {
+        "estimated_noise": "noise told", "raters": "spread of raters", "estimated_over_raters": "told over spread",
+        "rank_correlation": "rank correlation with the spread", "rank_correlation_penultimate": "the same, penultimate",
+        "error_of_labels": "error of ratings", "error_of_predictions": "error of predictions",
+        "error_of_predictions_of_test": "error of predictions, unseen texts",
+    }  # fmt: skip
+    for record in records:
+        seeds = list(record["seeds"].values())
+        yield provenance(record)
+        yield table(["number", "mean"], [[name, mean([seed[key] for seed in seeds])] for key, name in names.items()])
+
+
 def _interval(found: Mapping[str, float]) -> str:
     return f"{found['ratio']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
 SECTIONS: dict[str, Callable[[Sequence[Record]], Iterator[str]]] = {
-    "label_errors": label_errors, "denoising": denoising,
+    "label_errors": label_errors, "denoising": denoising, "human_noise": human_noise,
 }  # fmt: skip
 
 

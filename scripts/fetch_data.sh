@@ -1,12 +1,34 @@
 #!/usr/bin/env bash
 # Fetches the data that benchmarks and experiments use and no Python package brings, into data/, which git ignores:
 #   data/fashion-mnist   70,000 images of clothes (Zalando Research, MIT), from the Debian package dataset-fashion-mnist
+#   data/vader           4,200 tweets, each rated by 20 people or more (Hutto and Gilbert 2014, MIT), from the source
+#                        package of vaderSentiment 3.3.2
 # Does nothing where they are there. A file that is not what it was is refused.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-folder=data/fashion-mnist
 say() { echo "data: $*" >&2; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+vader=data/vader
+vader_sums="390d6f8f1b5c7e6f9f94ad7fea1e461ed718312d1856ae71c5812ab8ae943fa6  $vader/tweets_anonDataRatings.txt
+dfbe7102e2f92579ed8b19df9a3822491880697c67adf712fb66e520cc05102f  $vader/tweets_GroundTruth.txt"
+if ! sha256sum --check --status <<<"$vader_sums" 2>/dev/null; then
+    python=python3
+    [ -x .venv/bin/python ] && python=.venv/bin/python
+    say "fetching the source package of vaderSentiment 3.3.2 (2 MB); it is not installed"
+    "$python" -m pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary :all: \
+        --dest "$scratch" vaderSentiment==3.3.2 >&2
+    tar -xzf "$scratch"/vader[sS]entiment-3.3.2.tar.gz -C "$scratch"
+    tar -xzf "$scratch"/vader[sS]entiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz -C "$scratch"
+    mkdir -p "$vader"
+    cp "$scratch"/hutto_ICWSM_2014/tweets_{anonDataRatings,GroundTruth}.txt "$vader/"
+    sha256sum --check --status <<<"$vader_sums" || { say "a file in $vader is not what it was"; exit 1; }
+    say "tweets are in $vader"
+fi
+
+folder=data/fashion-mnist
 
 # of the unpacked files
 sums="5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b t10k-images-idx3-ubyte.gz
@@ -28,8 +50,6 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
     say "apt-get and dpkg-deb are needed to fetch Fashion-MNIST. Or put its four idx.gz files into $folder yourself."
     exit 1
 fi
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 say "fetching the Debian package dataset-fashion-mnist (31 MB); it is not installed"
 if ! (cd "$scratch" && apt-get download -qq dataset-fashion-mnist >&2); then
     [ "$(id -u)" = 0 ] || { say "apt-get download failed: run apt-get update, as root, and try again"; exit 1; }

@@ -34,8 +34,8 @@ def read_image_folder(path: str, options: Mapping[str, str], batch_size: int = 6
     """Samples of a folder of images, float [3 h w] in [0, 1], read from disk when they are asked for.
 
     Each subfolder is a class, sorted by name; a folder without subfolders gives samples without targets. Ids
-    are paths relative to the folder. Files with other endings than `IMAGE_SUFFIXES`, and hidden files and folders,
-    are no samples.
+    are paths relative to the folder. Files with other endings than `IMAGE_SUFFIXES`, hidden files and folders, and
+    __pycache__, are no samples.
 
     Args:
         path: the folder.
@@ -88,7 +88,7 @@ class _Tree:
             with os.scandir(folder) as entries:
                 for entry in entries:
                     path = folder / entry.name
-                    if entry.name.startswith("."):
+                    if entry.name.startswith(".") or entry.name == "__pycache__":
                         continue
                     if entry.is_symlink():
                         self._check_link(path)

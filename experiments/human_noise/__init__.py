@@ -1,0 +1,1 @@
+"""How noisy are human ratings, told from one rating a text?"""
