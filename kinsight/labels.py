@@ -144,13 +144,37 @@ def label_suspects(
     ballots = Ballots.of(known_targets(samples), task)
     check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
     how = _Judging(method, power, normalization, dim, progress)
-    verdicts = torch.zeros(len(samples), ballots.n_columns, dtype=torch.float64)
+    total = MeanVerdict(len(samples), ballots.n_columns)
     for each, rows in zip(kernels, _judged_by(kernels, folds, len(samples)), strict=True):
-        verdicts[rows] += how.verdicts(each, samples, ballots)[rows] / (len(kernels) if folds is None else 1)
+        total.add(how.verdicts(each, samples, ballots), rows)
     return suspects_among(
-        how.pairs(kernels[-1], samples), samples.ids, ballots, verdicts, method=method, n_suspects=n_suspects,
+        how.pairs(kernels[-1], samples), samples.ids, ballots, total.values, method=method, n_suspects=n_suspects,
         threshold=threshold, n_supporters=n_supporters, error=how.error,
     )  # fmt: skip
+
+
+class MeanVerdict:
+    """The mean of what several networks say of samples; one that says nothing of a sample has no part in it.
+
+    Args:
+        n: samples.
+        n_columns: numbers in a verdict.
+    """
+
+    def __init__(self, n: int, n_columns: int) -> None:
+        self._sums = torch.zeros(n, n_columns, dtype=torch.float64)
+        self._counts = torch.zeros(n, 1, dtype=torch.float64)
+
+    def add(self, verdicts: Tensor, rows: Tensor | slice = slice(None)) -> None:
+        """One network's verdicts, [n b], of which those of some samples count."""
+        chosen = verdicts[rows]
+        self._sums[rows] += chosen.nan_to_num(nan=0.0)
+        self._counts[rows] += (~chosen.isnan().any(dim=1, keepdim=True)).double()
+
+    @property
+    def values(self) -> Tensor:
+        """The means, [n b]; nan where nothing was said."""
+        return self._sums / self._counts.masked_fill(self._counts == 0, torch.nan)
 
 
 def suspects_among(
@@ -271,7 +295,7 @@ class _Judging:
         if self.dim is None and 24 * n**2 <= kernel.max_bytes:
             with progress_bar("similarities", n**2, is_shown=self.progress) as advance:
                 gram = filled(n, n, _watched(self.pairs(kernel, samples)(None), advance)).double()
-            return by_gram(gram.clamp(-1, 1), labels).values
+            return by_gram(gram.clamp_(-1, 1), labels).values
         sketches = self._sketches(kernel, samples, self.dim or DIM)
         return by_features(lambda: iter([(0, sketches)]), labels).values
 

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from kinsight.errors import NonFiniteError
 from kinsight.progress import Advance
 
 RIDGES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -66,17 +67,14 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
     own, center = labels[is_known], labels[is_known].mean(dim=0)
     known = gram if bool(is_known.all()) else gram[is_known][:, is_known]
 
-    def without(ridge: float) -> Tensor:
-        matrix = known.clone()
-        matrix.diagonal().add_(ridge)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-        advance(1)
-        return own - inverse @ (own - center) / inverse.diagonal()[:, None]
-
     found: dict[float, tuple[float, Tensor]] = {}
 
     def error(ridge: float) -> float:
-        values = without(ridge)
+        inverse = _inverse(known, ridge)
+        advance(1)
+        if inverse is None:
+            return torch.inf
+        values = own - inverse @ (own - center) / inverse.diagonal()[:, None]
         found[ridge] = (float((own - values).square().sum(dim=1).mean()), values)
         return found[ridge][0]
 
@@ -84,6 +82,15 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
     values = torch.full_like(labels, torch.nan)
     values[is_known] = found[ridge][1]
     return LeftOut(values, ridge, found[ridge][0])
+
+
+def _inverse(gram: Tensor, ridge: float) -> Tensor | None:
+    """(K + r)^-1, or None where rounding has left K + r with negative eigenvalues. Three matrices are held at once."""
+    matrix = gram.clone()
+    matrix.diagonal().add_(ridge)
+    factor, status = torch.linalg.cholesky_ex(matrix)
+    del matrix
+    return torch.cholesky_inverse(factor) if int(status) == 0 else None
 
 
 def by_features(features: Features, labels: Tensor) -> LeftOut:
@@ -143,7 +150,11 @@ def folded(values: Tensor, n: int) -> Tensor:
 
 
 def _least(error: Callable[[float], float]) -> float:
-    """The ridge of least error, found downhill from the first one."""
+    """The ridge of least error, found downhill from the first one.
+
+    Raises:
+        NonFiniteError: there is none: every error is infinite.
+    """
     known: dict[int, float] = {}
 
     def at(place: int) -> float:
@@ -153,9 +164,13 @@ def _least(error: Callable[[float], float]) -> float:
             known[place] = error(RIDGES[place])
         return known[place]
 
-    place = FIRST
+    place = next((place for place in range(FIRST, len(RIDGES)) if at(place) < torch.inf), None)
+    if place is None:
+        raise NonFiniteError(
+            f"Similarities have eigenvalues below -{RIDGES[-1]:g}: they are no Gram matrix. Use contraction='full'."
+        )
     while True:
-        nearby = min((place - 1, place, place + 1), key=at)
+        nearby = min((place, place - 1, place + 1), key=at)
         if nearby == place:
             return RIDGES[place]
         place = nearby

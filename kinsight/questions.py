@@ -19,7 +19,7 @@ from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
 from kinsight.identity import check_identity
 from kinsight.kernel import GradientKernel
-from kinsight.labels import LabelSuspects, Method, check_questions, suspects_among
+from kinsight.labels import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
 from kinsight.leave_one_out import by_features
 from kinsight.neighbors import self_positions
 from kinsight.progress import progress_bar
@@ -173,7 +173,7 @@ class Questions(Contents):
         """
         check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
         ballots, pairs = Ballots.of(self.targets, task), functools.partial(cosines, self.store)
-        verdicts = torch.zeros(len(self), ballots.n_columns, dtype=torch.float64)
+        total = MeanVerdict(len(self), ballots.n_columns)
         for index in (self, *others):
             if index.ids != self.ids:
                 raise InputError(f"Index {str(index.folder)!r} has other samples than {str(self.folder)!r}, by id.")
@@ -181,9 +181,9 @@ class Questions(Contents):
                 found = shares_of(functools.partial(cosines, index.store), ballots, power, progress=progress)
             else:
                 found = by_features(index.sketches, ballots.part(slice(0, len(self)))).values
-            verdicts += found / (1 + len(others))
+            total.add(found)
         return suspects_among(
-            pairs, self.ids, ballots, verdicts, method=method, n_suspects=n_suspects, threshold=threshold,
+            pairs, self.ids, ballots, total.values, method=method, n_suspects=n_suspects, threshold=threshold,
             n_supporters=n_supporters, error=self.error,
         )  # fmt: skip
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight.calibration import calibrated
-from kinsight.errors import InputError, TargetError, ZeroGradientWarning
+from kinsight.errors import InputError, NonFiniteError, TargetError, ZeroGradientWarning
 from kinsight.explorer.findings import auroc
 from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel
@@ -236,6 +236,34 @@ def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
         kinsight.label_suspects([], samples)
     with pytest.raises(InputError, match="ask for 2 to 60"):
         Folds.random(N, 1)
+
+
+def test_a_network_without_a_gradient_has_no_say() -> None:
+    x, y, _ = clusters()
+    x[4] = 0
+    dead = GradientKernel(nn.Sequential(nn.Linear(3, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False)).double())
+    labels = Ballots.of(y).part(slice(0, N))
+    with pytest.warns(ZeroGradientWarning):
+        found = kinsight.label_suspects([network(), dead], Samples(x, y))
+    with pytest.warns(ZeroGradientWarning):
+        grams = [each.flat_similarity(x) for each in (network(), dead)]
+    verdicts = torch.stack([by_gram(gram, labels).values for gram in grams])
+    truth = calibrated(verdicts.nanmean(dim=0), y).values.gather(1, y[:, None])[:, 0]
+    assert error(found.all_scores, 1 - truth) < REFIT
+
+
+def test_a_matrix_that_is_no_gram_matrix() -> None:
+    """Rounding, of inner products in bfloat16 say, leaves negative eigenvalues: small ridges are passed over."""
+    x, y, is_wrong = clusters()
+    gram, labels = network().flat_similarity(x), Ballots.of(y).part(slice(0, N))
+    noise = torch.randn(N, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rough = gram + 0.05 * (noise + noise.T)
+    assert float(torch.linalg.eigvalsh(rough)[0]) < -RIDGES[5]
+    found = by_gram(rough, labels)
+    assert found.ridge > RIDGES[5]
+    assert bool((found.values.argmax(dim=1) != y)[is_wrong].all())
+    with pytest.raises(NonFiniteError, match="they are no Gram matrix"):
+        by_gram(-1000 * torch.ones(3, 3, dtype=torch.float64), labels[:3])
 
 
 def test_many_samples_are_sketched() -> None:
