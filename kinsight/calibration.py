@@ -16,6 +16,9 @@ from torch import Tensor
 N_FITTED = 20_000
 """Samples that the two numbers are fitted to, at most."""
 
+MOST_NOISE = 0.5
+"""More wrong labels than right ones would turn all evidence around."""
+
 LEAST = 1e-12
 """Probabilities below it do not get any less likely."""
 
@@ -55,14 +58,14 @@ def calibrated(evidence: Tensor, labels: Tensor) -> Calibrated:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        q = _probabilities(few, logarithms[0].exp(), logarithms[1].sigmoid())
+        q = _probabilities(few, logarithms[0].exp(), MOST_NOISE * logarithms[1].sigmoid())
         loss = -q.gather(1, own[:, None]).clamp(min=LEAST).log().mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    sharpness, noise = logarithms.detach()[0].exp(), logarithms.detach()[1].sigmoid()
+    sharpness, noise = logarithms.detach()[0].exp(), MOST_NOISE * logarithms.detach()[1].sigmoid()
     return Calibrated(_probabilities(evidence, sharpness, noise), float(sharpness), float(noise))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from kinsight.calibration import calibrated
-from kinsight.errors import InputError, UnknownNameError
+from kinsight.errors import InputError, SampleTypeError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.leave_one_out import by_features, by_gram
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
-from kinsight.sketch import error_of, similarities, sketch
+from kinsight.sketch import check_dim, error_of, similarities, sketch
 from kinsight.stream import Pairs, filled
+from kinsight.unit_gradients import warn_undefined
 from kinsight.votes import Ballots, Task, check_power, known_targets, shares_of
 
 Method = Literal["leave_one_out", "votes"]
@@ -93,7 +94,7 @@ class LabelSuspects:
 
 
 def label_suspects(
-    kernel: GradientKernel | Sequence[GradientKernel],
+    kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, GradientKernel],
     data: Any,
     *,
     method: Method = "leave_one_out",
@@ -123,7 +124,8 @@ def label_suspects(
             they are. 'votes': a mean of labels with weights k(x, x_j)^power.
         folds: [n], from 0 on: which of the kernels judges each sample, being of a network trained without that fold.
         n_suspects: at most so many; all above the threshold where left out.
-        threshold: of suspects: least probability of another label, 0.5 where left out; for regression least score, 3.
+        threshold: of suspects: least probability of another label, 0.5 where left out, the given one being less than
+            half as probable as it is frequent; for regression least score, 3.
         power: exponent of votes: higher listens to fewer neighbors.
         normalization: 'flat' or 'whitened' similarity.
         n_supporters: neighbors shown for each suspect.
@@ -140,7 +142,7 @@ def label_suspects(
         InputError: sketches would not fit in the kernel's `max_bytes`: build an index; folds are not one a sample.
     """
     samples = Samples.wrap(data)
-    kernels = [kernel] if isinstance(kernel, GradientKernel) else list(kernel)
+    kernels = _listed(kernel)
     ballots = Ballots.of(known_targets(samples), task)
     check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
     how = _Judging(method, power, normalization, dim, progress)
@@ -201,8 +203,9 @@ def suspects_among(
     scores, certainties = _judged(verdicts, ballots, method)
     suggested = ballots.suggested(verdicts)
     is_contradicted = certainties > (_THRESHOLDS[ballots.task] if threshold is None else threshold)
-    if ballots.task == "classification":
-        is_contradicted &= suggested != targets
+    if ballots.classes is not None:
+        shares = torch.bincount(ballots.values, minlength=len(ballots.classes)).double() / len(ballots)
+        is_contradicted &= (suggested != targets) & (1 - scores < shares[ballots.values] / 2)
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
     order = order[is_contradicted[order]]
     n_contradicted, order = len(order), order[:n_suspects]
@@ -252,6 +255,17 @@ def check_questions(method: str, power: float, **counts: int | None) -> None:
             raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
 
 
+def _listed(kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, GradientKernel]) -> list[GradientKernel]:
+    """One kernel, or several."""
+    if isinstance(kernel, GradientKernel):
+        return [kernel]
+    kernels = list(kernel.values() if isinstance(kernel, Mapping) else kernel)
+    strangers = [type(each).__name__ for each in kernels if not isinstance(each, GradientKernel)]
+    if strangers:
+        raise SampleTypeError(f"kernel holds a {strangers[0]}: pass a GradientKernel, or several of them.")
+    return kernels
+
+
 def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Tensor]:
     """Which samples each kernel judges."""
     if not kernels:
@@ -296,11 +310,12 @@ class _Judging:
             with progress_bar("similarities", n**2, is_shown=self.progress) as advance:
                 gram = filled(n, n, _watched(self.pairs(kernel, samples)(None), advance)).double()
             return by_gram(gram.clamp_(-1, 1), labels).values
-        sketches = self._sketches(kernel, samples, self.dim or DIM)
+        sketches = self._sketches(kernel, samples, DIM if self.dim is None else self.dim)
         return by_features(lambda: iter([(0, sketches)]), labels).values
 
     def _sketches(self, kernel: GradientKernel, samples: Samples, dim: int) -> Tensor:
         """Of all samples, [n dim]. How far their cosines are off is measured on some."""
+        check_dim(dim)
         n = len(samples)
         if 4 * n * dim > kernel.max_bytes:
             raise InputError(
@@ -315,6 +330,7 @@ class _Judging:
                 values[first : first + len(batch)] = sketch(kernel, batch, dim, normalization=self.normalization).values
                 first += len(batch)
                 advance(len(batch))
+        warn_undefined([samples.ids[row] for row in (~values.any(dim=1)).nonzero().flatten().tolist()])
         chosen = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:N_MEASURED].sort().values
         truth = similarities(kernel, samples.take(chosen.tolist()), self.normalization)
         self.error = max(self.error or 0.0, error_of(values[chosen], truth)["cosine"])

@@ -64,6 +64,8 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
         advance: is told of every ridge tried.
     """
     is_known = ~gram.diagonal().isnan()
+    if not bool(is_known.any()):
+        return LeftOut(torch.full_like(labels, torch.nan), RIDGES[FIRST], torch.nan)
     own, center = labels[is_known], labels[is_known].mean(dim=0)
     known = gram if bool(is_known.all()) else gram[is_known][:, is_known]
 

@@ -346,7 +346,8 @@ def test_memory_is_bounded_as_asked(
         made.append(self)
 
     monkeypatch.setattr(kinsight.GradientKernel, "__init__", noted)
-    arguments = (verb, "shop:build", "npz:data.npz", *COMMON, "--limit", "6", "--json")
+    of_labels = ("--method", "votes", "--threshold", "0") * (verb == "labels")
+    arguments = (verb, "shop:build", "npz:data.npz", *of_labels, *COMMON, "--limit", "6", "--json")
     outputs = [
         run(capsys, *arguments, *more) for more in (("--max-bytes", "3kB"), ("--overwrite",) * (verb == "report"))
     ]

@@ -238,6 +238,31 @@ def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
         Folds.random(N, 1)
 
 
+def test_what_says_nothing_of_a_rare_label_makes_no_suspect() -> None:
+    y = (torch.arange(N) % 10 == 0).long()
+    x = torch.randn(N, 3, generator=torch.Generator().manual_seed(2)).double()
+    for method in ("leave_one_out", "votes"):
+        assert kinsight.label_suspects(network(), Samples(x, y), method=method).n_contradicted <= 2
+
+
+def test_few_samples() -> None:
+    x, y, _ = clusters()
+    kernel = network()
+    assert kinsight.label_suspects(kernel, Samples(x[:1], y[:1])).all_scores.tolist() == [0]
+    two = kinsight.label_suspects(kernel, Samples(x[:2], torch.tensor([0, 1])))
+    assert (
+        error(two.all_scores, torch.full((2,), 0.5, dtype=torch.float64)) < 0.02
+    )  # each is told by the other one alone
+    assert kinsight.label_suspects(kernel, Samples(x, torch.zeros(N, dtype=torch.long))).n_contradicted == 0
+    assert kinsight.label_suspects({"first": kernel, "second": kernel}, Samples(x, y)).n_contradicted == 5
+    with pytest.raises(InputError, match="dim is 0"):
+        kinsight.label_suspects(kernel, Samples(x, y), dim=0)
+    dead = GradientKernel(nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False)).double())
+    for dim in (None, 64):
+        with pytest.warns(ZeroGradientWarning):
+            assert bool(kinsight.label_suspects(dead, Samples(0 * x, y), dim=dim).all_scores.isnan().all())
+
+
 def test_a_network_without_a_gradient_has_no_say() -> None:
     x, y, _ = clusters()
     x[4] = 0
