@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("mlxtend")
-
 from experiments import page, records
 from experiments.denoising.moved import moved
 from experiments.label_errors.planted import planted
