@@ -26,11 +26,15 @@ from kinsight.least_squares import (
     matrix,
     moves_along_itself,
 )
+from kinsight.misfit import Misfit, misfit
 from kinsight.samples import Id, Samples
 from kinsight.smoother import FLOOR, TOLERANCE, Smoother, exact_smoother
 
 MAX_EXACT = 4096
 """Samples times outputs up to which matrices are formed."""
+
+MOST_ALIKE = 3.0
+"""Standard deviations that the residuals of neighbors may be more alike than those of noise: by chance in 1 of 700."""
 
 Method = Literal["auto", "exact", "estimate"]
 
@@ -167,7 +171,7 @@ def denoise(
         decayed: names of the parameters that decay; all where left out.
         method: 'exact' forms the matrices of all pairs; 'estimate' takes time linear in the number of samples, and
             random probes, whose spread gives the errors; 'auto': exact up to 4,096 samples times outputs.
-        n_probes: of the estimates; their relative error is about sqrt(1 / (2 n_probes)).
+        n_probes: of estimates, off by about sqrt(1 / (2 n_probes)); and draws of noise to compare residuals with.
         seed: of the probes.
         progress: whether to show a progress bar.
 
@@ -184,19 +188,18 @@ def denoise(
     is_exact = method == "exact" or (method == "auto" and fit.labels.numel() <= MAX_EXACT)
     sums = fit.sums(kernel, samples, asked, n_probes=0 if is_exact else n_probes, seed=seed, progress=progress)
     if is_exact:
-        (factors, factors_error), smoother = _exactly(kernel, samples, asked, fit, sums)
+        (factors, factors_error), smoother = _exactly(kernel, samples, asked, fit, sums, n_probes, seed)
     else:
         factors, factors_error = sums.estimated_factors()
         smoother = fit.estimated_smoother(kernel, samples, asked, n_probes, seed)
-    residuals = sums.mean(sums.of_residuals)
-    if fit.decay:
-        residuals += fit.decay * sums.mean(moves_along_itself(kernel, samples if asked is None else asked, decayed))
+    residuals = _residuals(kernel, samples if asked is None else asked, fit, sums, decayed)
     noise, freedom = fit.noise(smoother)
+    missed = None if noise != noise else misfit(kernel, samples, fit.residuals, smoother.noise, seed=seed)
     return Denoising(
         (samples if asked is None else asked).ids, sums.predictions, sums.mean(sums.of_labels) + fit.center,
         sums.predictions - fit.center - sums.mean(sums.of_predictions), residuals, factors, factors_error,
         smoother.noise_left, smoother.error, sums.shares, noise, freedom,
-        tuple(_checks(fit, residuals, factors, noise, freedom, smoother)), "exact" if is_exact else "estimate",
+        tuple(_checks(fit, residuals, factors, noise, freedom, smoother, missed)), "exact" if is_exact else "estimate",
     )  # fmt: skip
 
 
@@ -208,18 +211,38 @@ def _check_method(method: Method, n_probes: int) -> None:
 
 
 def _exactly(
-    kernel: GradientKernel, samples: Samples, asked: Samples | None, fit: LeastSquares, sums: KernelSums
+    kernel: GradientKernel,
+    samples: Samples,
+    asked: Samples | None,
+    fit: LeastSquares,
+    sums: KernelSums,
+    n_probes: int,
+    seed: int,
 ) -> tuple[tuple[Tensor, None], Smoother]:
     """Denoising factors and the smoother, from matrices of all pairs."""
     own = matrix(kernel, samples, samples)
     other = None if asked is None else matrix(kernel, asked, samples)
     floor = FLOOR**2 if kernel.precision == torch.float64 else FLOOR
     factors = fit.exact_factors(sums, own if other is None else other)
-    return (factors, None), exact_smoother(own, other, fit.weights, fit.decay, floor)
+    return (factors, None), exact_smoother(own, other, fit.weights, fit.decay, floor, n_probes=n_probes, seed=seed)
+
+
+def _residuals(
+    kernel: GradientKernel, asked: Samples, fit: LeastSquares, sums: KernelSums, decayed: Sequence[str] | None
+) -> Tensor:
+    """E_k[f - y], without what weight decay explains. [q c]."""
+    residuals = sums.mean(sums.of_residuals)
+    return residuals + fit.decay * sums.mean(moves_along_itself(kernel, asked, decayed)) if fit.decay else residuals
 
 
 def _checks(
-    fit: LeastSquares, residuals: Tensor, factors: Tensor, noise: float, freedom: float, smoother: Smoother
+    fit: LeastSquares,
+    residuals: Tensor,
+    factors: Tensor,
+    noise: float,
+    freedom: float,
+    smoother: Smoother,
+    missed: Misfit | None,
 ) -> Iterator[Check]:
     """What has to hold for the numbers to mean what they say."""
     n = fit.labels.numel()
@@ -246,6 +269,14 @@ def _checks(
         "sums that do not cancel", float(factors.isnan().double().mean()), 0.01, True,
         "share of samples whose sum of the kernel is as good as singular: their means are nan.",
     )  # fmt: skip
+    if missed is not None and missed.deviation > 0:
+        yield Check(
+            "no misfit", missed.score, MOST_ALIKE, True,
+            "how much more alike the residuals of neighbors are than what is left of noise alone would be, in standard "
+            "deviations. Above, the network misses what such samples share (it is too small, decays too much, or "
+            "stopped early): what is called noise has that in it and is too large, and predictions are off by more "
+            "than the noise left in them.",
+        )  # fmt: skip
     if smoother.n_steps:
         yield Check(
             "smoother", smoother.left, TOLERANCE, True,

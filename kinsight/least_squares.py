@@ -13,7 +13,7 @@ from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import kernel_products
 from kinsight.samples import Samples
-from kinsight.smoother import Smoother, estimated_smoother
+from kinsight.smoother import Smoother, estimated_smoother, random_signs
 from kinsight.votes import known_targets
 
 LEAST_SHARE = 1e-3
@@ -122,8 +122,7 @@ class LeastSquares:
     ) -> KernelSums:
         """All sums, in linear time."""
         n, c = self.labels.shape
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (n, c, n_probes), generator=generator).double() * 2 - 1
+        signs = random_signs(n, c, n_probes, seed)
 
         def columns(rows: slice | Tensor, outputs: Tensor) -> Tensor:
             said = outputs.detach().double().cpu() - self.center
@@ -168,9 +167,14 @@ class LeastSquares:
         )  # fmt: skip
 
     @property
+    def residuals(self) -> Tensor:
+        """f - y on the data. [n c]."""
+        return self.predictions - self.center - self.labels
+
+    @property
     def unexplained(self) -> float:
         """Sum of the squared residuals on the data."""
-        return float((self.predictions - self.center - self.labels).square().sum())
+        return float(self.residuals.square().sum())
 
     @property
     def is_interpolated(self) -> bool:

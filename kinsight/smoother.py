@@ -36,6 +36,7 @@ class Smoother:
         rank: eigenvalues that count; None where they are not known.
         n_steps: of the iteration; 0 where there was none.
         left: of the normal equations, relative; 0 where there was no iteration.
+        noise: (1 - H) v for random signs v, what a fit leaves of noise, [n c m].
     """
 
     noise_left: Tensor
@@ -45,9 +46,12 @@ class Smoother:
     rank: int | None
     n_steps: int
     left: float
+    noise: Tensor
 
 
-def exact_smoother(own: Tensor, other: Tensor | None, weights: Tensor, decay: float, floor: float) -> Smoother:
+def exact_smoother(
+    own: Tensor, other: Tensor | None, weights: Tensor, decay: float, floor: float, *, n_probes: int, seed: int
+) -> Smoother:
     """From the matrices themselves.
 
     Args:
@@ -56,6 +60,8 @@ def exact_smoother(own: Tensor, other: Tensor | None, weights: Tensor, decay: fl
         weights: of samples in the loss, [n].
         decay: lambda.
         floor: eigenvalues below so much of the largest count as 0.
+        n_probes: vectors of random signs of which the fit's remainder is kept.
+        seed: of the signs.
     """
     n, c = own.shape[:2]
     root = weights.sqrt().repeat_interleave(c)
@@ -68,7 +74,15 @@ def exact_smoother(own: Tensor, other: Tensor | None, weights: Tensor, decay: fl
     trace = float(2 * of_data.diagonal().sum() - of_data.square().sum())
     asked = of_data if other is None else other.reshape(-1, n * c) @ inner
     left = (asked.square().sum(dim=1).reshape(-1, c).mean(dim=1)).sqrt()
-    return Smoother(left, None, trace, 0.0, int(counts.sum()), 0, 0.0)
+    signs = random_signs(n, c, n_probes, seed)
+    remainder = signs - (of_data @ signs.reshape(n * c, n_probes)).reshape(signs.shape)
+    return Smoother(left, None, trace, 0.0, int(counts.sum()), 0, 0.0, remainder)
+
+
+def random_signs(n: int, c: int, n_probes: int, seed: int) -> Tensor:
+    """-1 and 1, as likely. [n c m], float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (n, c, n_probes), generator=generator).double() * 2 - 1
 
 
 def estimated_smoother(
@@ -101,8 +115,7 @@ def estimated_smoother(
         Hutchinson (1990), "A stochastic estimator of the trace of the influence matrix".
     """
     root = weights.sqrt()[:, None, None]
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (len(weights), c, n_probes), generator=generator).double() * 2 - 1
+    signs = random_signs(len(weights), c, n_probes, seed)
 
     def apply(vectors: Tensor) -> Tensor:  # W^1/2 K W^1/2 + lambda
         return root * product(root * vectors) + decay * vectors
@@ -115,7 +128,8 @@ def estimated_smoother(
     noise_left = squares.mean(dim=1).sqrt()
     error = squares.std(dim=1) / n_probes**0.5 / (2 * noise_left.clamp(min=1e-300))
     traces = (2 * signs * of_data - of_data.square()).sum(dim=(0, 1))
-    return Smoother(noise_left, error, float(traces.mean()), float(traces.std()) / n_probes**0.5, None, steps, left)
+    trace_error = float(traces.std()) / n_probes**0.5
+    return Smoother(noise_left, error, float(traces.mean()), trace_error, None, steps, left, signs - of_data)
 
 
 def conjugate_residuals(apply: Callable[[Tensor], Tensor], right: Tensor, n_steps: int) -> tuple[Tensor, float, int]:

@@ -1,5 +1,6 @@
 """Self-denoising: exact where least squares are solved by formula, linear-time estimates within their errors."""
 
+import statistics
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from kinsight import GradientKernel, Samples
 from kinsight.denoising import Denoising, denoise
 from kinsight.errors import InputError, TargetError, UnknownNameError
+from kinsight.misfit import misfit
 from kinsight.smoother import conjugate_residuals
 
 N = 60
@@ -162,6 +164,43 @@ def test_assumptions_that_do_not_hold_are_named() -> None:
     model, _ = ridge(1 + thin, y, 0.0, torch.ones(400, dtype=torch.float64))
     found = denoise(GradientKernel(model), Samples(1 + thin, y))
     assert [check.name for check in found.checks if not check.is_met] in ([], ["sums that do not cancel"])
+
+
+@pytest.mark.parametrize(("method", "c", "n_draws"), [("exact", 1, 12), ("exact", 2, 12), ("estimate", 2, 3)])
+def test_misfit_is_told_from_noise(method: Any, c: int, n_draws: int) -> None:
+    """A parabola is no line: what is left of it is shared by neighbors. Noise alone passes, but for 1 draw of 700."""
+    x = inputs(150, d=2)
+    ones, scores = torch.ones(150, dtype=torch.float64), []
+    for seed in range(n_draws):
+        generator = torch.Generator().manual_seed(100 + seed)
+        noise = 0.5 * torch.randn(150, c, dtype=torch.float64, generator=generator)
+        for bend in (0.0, 1.0):
+            y = x.sum(dim=1, keepdim=True) + bend * x[:, :1].square() + noise
+            model, _ = ridge(x, y, 1e-6, ones)
+            found = denoise(GradientKernel(model), Samples(x, y), weight_decay=2e-6 / (150 * c), method=method)
+            checks = {check.name: check for check in found.checks}
+            assert checks["no misfit"].is_met == (bend == 0)
+            assert ("no misfit" in found.summary()) == (bend > 0)
+            scores += [checks["no misfit"].value] if bend == 0 else []
+    assert abs(statistics.fmean(scores)) < 1
+    assert n_draws < 10 or 0.4 < statistics.stdev(scores) < 1.8
+
+
+def test_misfit_by_hand() -> None:
+    kernel, samples = GradientKernel(nn.Linear(2, 1, bias=False).double()), Samples(inputs(40, d=2))
+    residuals, draws = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 3, 9, dtype=torch.float64)
+    cosines = kernel.similarity(inputs(40, d=2)).fill_diagonal_(-2)
+    places = cosines.argsort(dim=1, descending=True, stable=True)[:, :3]
+    pairs = [(i, int(j)) for i in range(40) for j in places[i]]
+
+    def by_hand(r: Tensor) -> float:
+        products = sum(float(r[i] @ r[j]) for i, j in pairs) / len(pairs)
+        return products / float(r.square().sum(dim=1).mean())
+
+    found = misfit(kernel, samples, residuals, draws)
+    of_noise = torch.tensor([by_hand(draws[..., m]) for m in range(9)])
+    assert found.correlation == pytest.approx(by_hand(residuals), rel=1e-6)
+    assert found.score == pytest.approx((by_hand(residuals) - float(of_noise.mean())) / float(of_noise.std()), rel=1e-5)
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])

@@ -67,6 +67,7 @@ ORDER = [
     "averages",
     "smoother",
     "least_squares",
+    "misfit",
     "denoising",
     "uncertainty",
     "fit",

@@ -87,6 +87,44 @@ def test_regressions_and_texts() -> None:
     assert "text 1" in page
 
 
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_the_noise_of_values_and_what_it_rests_on(is_trained: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(80, 4, dtype=torch.float64)
+    y = x.sum(dim=1, keepdim=True) + 0.3 * torch.randn(80, 1, dtype=torch.float64)
+    model = nn.Linear(4, 1).double()
+    if is_trained:
+        wide = torch.cat([x, torch.ones(80, 1).double()], dim=1)
+        best = torch.linalg.lstsq(wide, y).solution[:, 0]
+        model.weight.data, model.bias.data = best[None, :4].clone(), best[4:].clone()
+    found = examine(kinsight.GradientKernel(model), kinsight.Samples(x, y), n_noisy=4)
+    assert found.noise is not None
+    assert found.noise.is_credible == is_trained
+    left = found.noise.noise_left
+    assert found.noisy == tuple(left.argsort(descending=True).tolist()[:4])
+    page = Page(render(found))
+    told = " ".join(page.words)
+    for check in found.noise.checks:
+        assert check.name in told
+        assert check.meaning in told
+    assert ("Do not believe this" in told) != is_trained
+    assert sum(a.get("href") == "#noise" for _, a in page.tags) == 1
+    assert page.count("p", "yes" if is_trained else "no") == 1
+    assert page.count("svg", "chart") == 4  # counts, fit, noise left, factors
+
+
+def test_noise_is_not_told_of_classes_and_of_too_many_values(
+    kernel: kinsight.GradientKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "Noise of the labels" not in render(examine(kernel, images()))
+    monkeypatch.setattr("kinsight.explorer.findings.MAX_EXACT", 20)
+    many = examine(kinsight.GradientKernel(nn.Linear(4, 1)), kinsight.Samples(torch.randn(30, 4), torch.randn(30)))
+    assert many.noise is None
+    assert "kinsight denoise" in render(many)
+    strange = examine(kernel, kinsight.Samples(torch.randn(9, 1, 6, 6), torch.randn(9)))  # three outputs, one value
+    assert "Noise cannot be told from these labels" in render(strange)
+
+
 def test_numbers_to_show(kernel: kinsight.GradientKernel) -> None:
     found = examine(kernel, images(), n_queries=0, n_suspects=0, n_lonely=0, n_crowded=0)
     assert found.neighbors is None

@@ -23,6 +23,9 @@ def make_report(
     n_queries: Annotated[int, typer.Option(min=0, help="Queries whose neighbors are shown.")] = 8,
     n_neighbors: Annotated[int, typer.Option(min=1, help="Neighbors shown of each.")] = 8,
     n_suspects: Annotated[int, typer.Option(min=0, help="Suspected labels shown.")] = 24,
+    weight_decay: Annotated[
+        float, typer.Option(min=0, help="Of training, as in torch.optim.SGD; for the noise of values.")
+    ] = 0.0,
     normalization: OptionalNormalization = None,
     index: Annotated[
         Path | None,
@@ -43,6 +46,7 @@ def make_report(
         n_queries=n_queries,
         n_neighbors=n_neighbors,
         n_suspects=n_suspects,
+        weight_decay=weight_decay,
         normalization=(normalization or Similarity.flat).value,
         index=opened,
         title=title,

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from kinsight.batches import Id, as_targets, check_length
+from kinsight.denoising import MAX_EXACT, Denoising, denoise
 from kinsight.density import Counts
 from kinsight.errors import InputError, TargetError
 from kinsight.explorer.asking import Asker, asker
+from kinsight.explorer.noise import noisiest
 from kinsight.explorer.portraits import Painter, Portrait
 from kinsight.explorer.regimes import examples_of
 from kinsight.fit import FitMap, Regime
@@ -95,6 +97,9 @@ class Findings:
         fit: over- and underfit; None where it was not or could not be looked for.
         examples: positions of samples of its regimes that are shown.
         no_fit: why there is none, where that is so.
+        noise: of labels, and what is left of it in predictions; None where it was not or could not be looked for.
+        noisy: positions of samples that are shown, whose predictions keep most of it.
+        no_noise: why there is none, where that is so; empty where targets are classes.
     """
 
     title: str
@@ -112,6 +117,9 @@ class Findings:
     fit: FitMap | None = None
     examples: Mapping[Regime, tuple[int, ...]] = field(default_factory=dict)
     no_fit: str = "Over- and underfit were not asked for."
+    noise: Denoising | None = None
+    noisy: tuple[int, ...] = ()
+    no_noise: str = ""
 
     @property
     def undefined_ids(self) -> tuple[Id, ...]:
@@ -131,26 +139,26 @@ def examine(
     n_crowded: int = 12,
     n_suspects: int = 24,
     n_examples: int = 6,
+    n_noisy: int = 6,
+    weight_decay: float = 0.0,
     normalization: Normalization = "flat",
     truth: Any = None,
     index: Index | None = None,
     title: str = "",
     progress: bool = False,
 ) -> Findings:
-    """Neighbors, counts, suspected labels and fit of a data set, with what there is to show of the samples in them.
+    """Neighbors, counts, suspects, fit and noise of a data set, with what there is to show of its samples.
 
-    All of it is exact; with an index, all but neighbors are estimates from its sketches, and neighbors are looked for
-    there, and then ranked by their true similarities.
+    All of it is exact; with an index, counts, suspects and fit are estimates, and neighbors are looked for there.
 
     Args:
         kernel: the gradient kernel of the network.
         data: whatever `Samples` takes.
         queries: samples whose neighbors are shown; some of the data, spread over its targets, where left out.
-        n_queries: the first so many of them; 0 leaves neighbors out.
-        n_neighbors: shown for each query.
-        n_lonely, n_crowded: samples with the lowest and the highest soft counts that are shown.
-        n_suspects: suspected labels that are shown; 0 leaves them out.
-        n_examples: samples of each regime of over- and underfit that are shown; 0 leaves that out.
+        n_queries, n_neighbors: queries whose neighbors are shown, the first so many, and neighbors; 0 leaves any out.
+        n_lonely, n_crowded, n_suspects: samples with the lowest and highest soft counts, and suspects, that are shown.
+        n_examples, n_noisy: samples shown of each regime of fit, and of the predictions of values that keep most noise.
+        weight_decay: of training, as in torch.optim.SGD: what is said of noise depends on it.
         normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
         index: of the data, built with this kernel.
@@ -161,16 +169,16 @@ def examine(
         InputError: a number of samples to show is negative.
         WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
-    _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples)
+    _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy)
     samples = Samples.wrap(data)
-    right = _as_truth(truth, samples)
-    asked = _queries(samples, queries, n_queries)
+    right, asked = _as_truth(truth, samples), _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
     found, counts = None if asked is None else ask.neighbors(asked, n_neighbors), ask.soft_count()
     suspects, reason = _suspects(ask, samples, n_suspects)
-    lonely, crowded = tuple(counts.order()[:n_lonely].tolist()), tuple(counts.order().flip(0)[:n_crowded].tolist())
+    lonely, crowded = _extremes(counts, n_lonely, n_crowded)
     fit, examples, no_fit = _fit(ask, samples, n_examples)
-    shown = sorted({*lonely, *crowded, *chain(*examples.values()), *_places(found), *_places(suspects)})
+    noise, noisy, no_noise = _noise(kernel, samples, n_noisy, weight_decay)
+    shown = sorted({*lonely, *crowded, *noisy, *chain(*examples.values()), *_places(found), *_places(suspects)})
     ask.check(shown)
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     return Findings(
@@ -178,15 +186,21 @@ def examine(
         () if asked is None else _portraits_of(asked, painter), found, counts, lonely, crowded, suspects,
         () if suspects is None else tuple(painter.words(target) for target in suspects.suggested), reason,
         None if right is None or suspects is None else _checked(suspects, samples, right), painter.portraits(shown),
-        fit, examples, no_fit,
+        fit, examples, no_fit, noise, noisy, no_noise,
     )  # fmt: skip
 
 
 def _check_counts(*counts: int) -> None:
-    names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples")
+    names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples", "n_noisy")
     for name, count in zip(names, counts, strict=True):
         if count < 0:
             raise InputError(f"{name} is {count}: it is a number of samples to show, 0 for none.")
+
+
+def _extremes(counts: Counts, n_lonely: int, n_crowded: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The samples with the lowest and the highest counts, by position."""
+    order = counts.order()
+    return tuple(order[:n_lonely].tolist()), tuple(order.flip(0)[:n_crowded].tolist())
 
 
 def _queries(samples: Samples, queries: Any, n_queries: int) -> Samples | None:
@@ -227,6 +241,25 @@ def _fit(ask: Asker, samples: Samples, n_examples: int) -> tuple[FitMap | None, 
     except TargetError as error:
         return None, {}, f"Fit cannot be told from these labels. {error}"
     return found, examples_of(found, n_examples), ""
+
+
+def _noise(
+    kernel: GradientKernel, samples: Samples, n_noisy: int, weight_decay: float
+) -> tuple[Denoising | None, tuple[int, ...], str]:
+    """The noise of labels with samples to show, or why there is nothing of it."""
+    targets = samples.targets
+    if targets is None or not targets.is_floating_point() or not n_noisy:
+        return None, (), ""
+    if targets.numel() > MAX_EXACT:
+        return None, (), (
+            f"Matrices of all pairs of {targets.numel():,} values are more than a report forms ({MAX_EXACT:,}). Ask "
+            "kinsight.denoise(kernel, data), or the command kinsight denoise, which estimate."
+        )  # fmt: skip
+    try:
+        found = denoise(kernel, samples, weight_decay=weight_decay)
+    except TargetError as error:
+        return None, (), f"Noise cannot be told from these labels. {error}"
+    return found, noisiest(found, n_noisy), ""
 
 
 def _is_classification(samples: Samples) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from kinsight.explorer.findings import Findings
-from kinsight.explorer.pictures import data_uri, histogram, ticks
+from kinsight.explorer.noise import noise_fields
+from kinsight.explorer.pictures import chart, data_uri, written
 from kinsight.explorer.portraits import Portrait
 from kinsight.explorer.regimes import fit_fields
 from kinsight.labels import LabelSuspects
@@ -19,7 +21,6 @@ Fields: TypeAlias = dict[str, Any]
 SMALL_SIDE = 64
 """Images up to so many pixels are shown with their pixels sharp."""
 
-_CHART_WIDTH, _CHART_HEIGHT, _CHART_TOP = 1000.0, 140.0, 30.0
 _NAMES_SHOWN = 6
 
 
@@ -60,8 +61,8 @@ def _headlines(findings: Findings) -> Iterator[Headline]:
         yield Headline(f"{share:.0%}", "of the neighbors shown have the label of their query")
     values = findings.counts.values[findings.counts.order()].tolist()
     if values:
-        text = f"is the median soft count; the loneliest sample has {_count(values[0])}"
-        yield Headline(_count(_median(values)), f"{text}, the most crowded {_count(values[-1])}")
+        text = f"is the median soft count; the loneliest sample has {written(values[0])}"
+        yield Headline(written(statistics.median(values)), f"{text}, the most crowded {written(values[-1])}")
     if not math.isnan(subject.agreement):
         yield Headline(f"{subject.agreement:.1%}", "of the labels are what the network itself predicts")
     if n_undefined := len(findings.undefined_ids):
@@ -96,7 +97,7 @@ def page_of(findings: Findings) -> Fields:
         "tiles": headlines(findings),
         "facts": list(_facts(findings)),
         "rows": list(_rows(findings, queries, samples)),
-        "chart": _chart(findings),
+        "chart": chart(findings.counts.values.tolist(), "soft counts"),
         "lonely": _counted(findings, samples, findings.lonely),
         "crowded": _counted(findings, samples, findings.crowded),
         "suspects_intro": _suspects_intro(findings.suspects),
@@ -105,6 +106,8 @@ def page_of(findings: Findings) -> Fields:
         "no_suspects": findings.no_suspects or "No label is contradicted by most of its neighborhood.",
         "fit": None if findings.fit is None else fit_fields(findings.fit, findings.examples, samples),
         "no_fit": findings.no_fit,
+        "noise": None if findings.noise is None else noise_fields(findings.noise, findings.noisy, samples),
+        "no_noise": findings.no_noise,
         "label_use": "Labels enter only where labels are judged."
         if subject.output != "loss"
         else "The output is the loss, so each sample’s own label enters its gradient.",
@@ -165,41 +168,8 @@ def _rows(findings: Findings, queries: list[Fields], samples: dict[int, Fields])
 
 def _counted(findings: Findings, samples: dict[int, Fields], places: Iterable[int]) -> list[Fields]:
     values, errors = findings.counts.values, findings.counts.error
-    counts = [_count(float(values[place]), None if errors is None else float(errors[place])) for place in places]
+    counts = [written(float(values[place]), None if errors is None else float(errors[place])) for place in places]
     return [{"sample": samples[place], "count": count} for place, count in zip(places, counts, strict=True)]
-
-
-def _chart(findings: Findings) -> Fields | None:
-    """The histogram of all soft counts, in the coordinates of the drawing."""
-    values = findings.counts.values[findings.counts.order()].tolist()
-    bars = histogram(values)
-    if not bars:
-        return None
-    low, high, most = bars[0].low, bars[-1].high, max(bar.n for bar in bars)
-
-    def x(value: float) -> float:
-        return round((value - low) / (high - low) * _CHART_WIDTH, 1)
-
-    drawn = [
-        {
-            "x": x(bar.low),
-            "width": round(max(x(bar.high) - x(bar.low) - 2, 1), 1),
-            "y": round(_CHART_TOP + _CHART_HEIGHT * (1 - bar.n / most), 1),
-            "height": round(_CHART_HEIGHT * bar.n / most, 1),
-            "text": f"{_count(bar.low)} to {_count(bar.high)}: {bar.n:,} samples",
-        }
-        for bar in bars
-        if bar.n
-    ]
-    median = _median(values)
-    return {
-        "bars": drawn,
-        "ticks": [{"x": x(tick), "text": f"{tick:,g}"} for tick in ticks(low, high)],
-        "median": _count(median),
-        "median_x": x(median),
-        "description": f"Histogram of the soft counts of {len(values):,} samples, from {_count(values[0])} to "
-        f"{_count(values[-1])}, median {_count(median)}",
-    }
 
 
 def _suspects_intro(suspects: LabelSuspects | None) -> str:
@@ -312,17 +282,3 @@ def _terms(findings: Findings) -> Iterator[Fields]:
         else f"The probability that a sample’s label is another one, by {said}; calibrated against the labels given.",
         "formula": "|y − f₋ᵢ(xᵢ)| / spread" if is_regression else "1 − p(given label), p from f₋ᵢ(xᵢ)",
     }
-
-
-def _median(values: list[float]) -> float:
-    """Of sorted values."""
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
-
-
-def _count(value: float, error: float | None = None) -> str:
-    """A count, with its standard error where it has one: 1,204, 3.14, 120 ± 30."""
-    if error:
-        n_digits = max(0, -math.floor(math.log10(error)))
-        return f"{value:,.{n_digits}f} ± {error:,.{n_digits}f}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,13 +1,14 @@
-"""Pictures that are part of the page itself: images as data URIs, and the bars of a histogram."""
+"""Pictures that are part of the page itself: images as data URIs, and histograms."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,6 +17,7 @@ MAX_SIDE = 160
 """Pixels of an image's longer side: twice what the page shows, for dense screens."""
 
 _PHOTO_SIDE = 64
+_CHART_WIDTH, _CHART_HEIGHT, _CHART_TOP = 1000.0, 140.0, 30.0
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -91,3 +93,54 @@ def _round_step(step: float) -> float:
         return 1.0
     scale = 10.0 ** math.floor(math.log10(step))
     return next(s * scale for s in _STEPS if s * scale >= step * (1 - 1e-9))
+
+
+def chart(values: Sequence[float], what: str) -> dict[str, Any] | None:
+    """A histogram of values, in the coordinates of the drawing, as the template reads it. nan is left out.
+
+    Args:
+        values: in any order.
+        what: they are, in words.
+    """
+    known = sorted(value for value in values if math.isfinite(value))
+    bars = histogram(known)
+    if not bars:
+        return None
+    low, high, most = bars[0].low, bars[-1].high, max(bar.n for bar in bars)
+
+    def x(value: float) -> float:
+        return round((value - low) / (high - low) * _CHART_WIDTH, 1)
+
+    drawn = [
+        {
+            "x": x(bar.low),
+            "width": round(max(x(bar.high) - x(bar.low) - 2, 1), 1),
+            "y": round(_CHART_TOP + _CHART_HEIGHT * (1 - bar.n / most), 1),
+            "height": round(_CHART_HEIGHT * bar.n / most, 1),
+            "text": f"{written(bar.low)} to {written(bar.high)}: {bar.n:,} samples",
+        }
+        for bar in bars
+        if bar.n
+    ]
+    median = statistics.median(known)
+    return {
+        "bars": drawn,
+        "ticks": [{"x": x(tick), "text": f"{tick:,g}"} for tick in ticks(low, high)],
+        "median": written(median),
+        "median_x": x(median),
+        "description": f"Histogram of the {what} of {len(known):,} samples, from {written(known[0])} to "
+        f"{written(known[-1])}, median {written(median)}",
+    }
+
+
+def written(value: float, error: float | None = None) -> str:
+    """A number in few digits, with its standard error where it has one.
+
+    Example:
+        >>> written(1203.6), written(3.14159), written(120.4, 30.0)
+        ('1,204', '3.14', '120 ± 30')
+    """
+    if error:
+        n_digits = max(0, -math.floor(math.log10(error)))
+        return f"{value:,.{n_digits}f} ± {error:,.{n_digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -47,6 +47,8 @@ def write_report(
     n_crowded: int = 12,
     n_suspects: int = 24,
     n_examples: int = 6,
+    n_noisy: int = 6,
+    weight_decay: float = 0.0,
     normalization: Normalization = "flat",
     truth: Any = None,
     index: Index | None = None,
@@ -70,6 +72,8 @@ def write_report(
         n_crowded: samples with the highest.
         n_suspects: suspected labels that are shown.
         n_examples: samples of each regime of over- and underfit that are shown; 0 leaves that out.
+        n_noisy: samples shown whose predictions keep most noise of labels, where targets are values; 0 leaves that out.
+        weight_decay: of training, as in torch.optim.SGD: what is said of noise depends on it.
         normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
         index: of the data, built with this kernel: then counts and suspects are estimates from its sketches.
@@ -78,8 +82,8 @@ def write_report(
     """
     findings = examine(
         kernel, data, queries=queries, n_queries=n_queries, n_neighbors=n_neighbors, n_lonely=n_lonely,
-        n_crowded=n_crowded, n_suspects=n_suspects, n_examples=n_examples, normalization=normalization, truth=truth,
-        index=index, title=title, progress=progress,
+        n_crowded=n_crowded, n_suspects=n_suspects, n_examples=n_examples, n_noisy=n_noisy, weight_decay=weight_decay,
+        normalization=normalization, truth=truth, index=index, title=title, progress=progress,
     )  # fmt: skip
     page = render(findings).encode()
     Path(path).write_bytes(page)
