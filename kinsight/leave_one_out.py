@@ -1,9 +1,9 @@
 """What all other samples say of each one's label: kernel ridge regression, each sample left out in turn.
 
-With a Gram matrix K of similarities, labels y around their mean and a ridge r, the prediction for sample i of a
-regression that never saw it is, in closed form,
+With a Gram matrix K of similarities, labels y, a ridge r, and an intercept that is not penalized, the prediction for
+sample i of a regression that never saw it is, in closed form,
 
-    f_i = y_i - [(K + r)^-1 y]_i / [(K + r)^-1]_ii
+    f_i = y_i - [B y]_i / B_ii    with    B = C - C 1 1^T C / (1^T C 1),  C = (K + r)^-1
 
 The ridge is the one whose predictions are nearest to the labels; no true label is needed. It is what a linearized
 network, trained on all others, would say: cross-validation without training anything again.
@@ -45,7 +45,7 @@ class LeftOut:
     """Predictions for each sample by all others.
 
     Args:
-        values: [n b], float64; nan where a sample has no similarities.
+        values: [n b], float64; nan where a sample has no similarities, or there is no other one.
         ridge: the best one.
         error: mean squared error of the predictions, summed up over axes.
     """
@@ -64,7 +64,7 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
         advance: is told of every ridge tried.
     """
     is_known = ~gram.diagonal().isnan()
-    if not bool(is_known.any()):
+    if int(is_known.sum()) < 2:
         return LeftOut(torch.full_like(labels, torch.nan), RIDGES[FIRST], torch.nan)
     own, center = labels[is_known], labels[is_known].mean(dim=0)
     known = gram if bool(is_known.all()) else gram[is_known][:, is_known]
@@ -76,7 +76,9 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
         advance(1)
         if inverse is None:
             return torch.inf
-        values = own - inverse @ (own - center) / inverse.diagonal()[:, None]
+        values = own - _left_out(
+            inverse.diagonal()[:, None], inverse @ (own - center), inverse.sum(dim=1, keepdim=True)
+        )
         found[ridge] = (float((own - values).square().sum(dim=1).mean()), values)
         return found[ridge][0]
 
@@ -84,6 +86,19 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
     values = torch.full_like(labels, torch.nan)
     values[is_known] = found[ridge][1]
     return LeftOut(values, ridge, found[ridge][0])
+
+
+def _left_out(
+    diagonal: Tensor, of_labels: Tensor, of_ones: Tensor, sums: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Labels less predictions, from C = (K + r)^-1 up to a factor: its diagonal, C y and C 1. [... m 1 or b] each.
+
+    Args:
+        sums: of C y and C 1 over all samples, where these are some of them.
+    """
+    all_labels, all_ones = (of_labels.sum(dim=-2), of_ones.sum(dim=-2)) if sums is None else sums
+    share = of_ones / all_ones.unsqueeze(-2)
+    return (of_labels - share * all_labels.unsqueeze(-2)) / (diagonal - share * of_ones)
 
 
 def _inverse(gram: Tensor, ridge: float) -> Tensor | None:
@@ -117,22 +132,29 @@ def by_features(features: Features, labels: Tensor) -> LeftOut:
         n_known += int(is_known.sum())
         total += labels[first : first + len(values)][is_known].sum(dim=0)
     centered = labels - total / max(1, n_known)
-    moments, products = (torch.zeros((), dtype=torch.float64) for _ in range(2))
+    moments, products, ones = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     for first, values in features():
         moments = moments + (values.T @ values).double()
         products = products + values.double().T @ centered[first : first + len(values)]
+        ones = ones + values.double().sum(dim=0)[:, None]
     eigenvalues, vectors = torch.linalg.eigh(moments)
-    eigenvalues, turned = eigenvalues.clamp(min=0), vectors.T @ products
+    eigenvalues, turned, turned_ones = eigenvalues.clamp(min=0), vectors.T @ products, vectors.T @ ones
     narrow = vectors.float()
 
     def residuals(ridges: tuple[float, ...]) -> Iterator[tuple[slice, Tensor]]:
         """(samples, labels less predictions [ridges m b]), of those that have similarities; else nan."""
         inverses = 1 / (eigenvalues[:, None] + torch.tensor(ridges, dtype=torch.float64))  # [dim ridges]
+        sums = (
+            -torch.einsum("do,dr,db->rb", turned_ones, inverses, turned),  # labels are centered
+            n_known - torch.einsum("do,dr,db->rb", turned_ones, inverses, turned_ones),
+        )
         for first, values in features():
             rows = slice(first, first + len(values))
             along = (values @ narrow).double()
-            fitted = torch.einsum("md,dr,db->rmb", along, inverses, turned)
-            left = (centered[rows] - fitted) / (1 - along.square() @ inverses).T[..., None]
+            of_labels = centered[rows] - torch.einsum("md,dr,db->rmb", along, inverses, turned)
+            of_ones = 1 - torch.einsum("md,dr,db->rmb", along, inverses, turned_ones)
+            diagonal = (1 - along.square() @ inverses).T[..., None]
+            left = _left_out(diagonal, of_labels, of_ones, sums)
             yield rows, left.masked_fill(~values.any(dim=1)[:, None], torch.nan)
 
     errors = torch.stack([left.square().sum(dim=2).nansum(dim=1) for _, left in residuals(RIDGES)]).sum(dim=0)

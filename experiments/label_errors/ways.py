@@ -33,8 +33,11 @@ def scores(data: Planted, networks: list[nn.Module], *, by_index: bool) -> Itera
     yield "penultimate cosine, 10 nearest", PenultimateCosine(last, n_neighbors=10).label_scores(samples)
     yield "pixels, power 32", InputCosine(power=32).label_scores(samples)
     yield "pixels, 10 nearest", InputCosine(n_neighbors=10).label_scores(samples)
-    yield "loss value", LossValue(last).label_scores(samples)
-    yield "self-influence", SelfInfluence(last).label_scores(samples)
+    for way, baseline in (("loss value", LossValue), ("self-influence", SelfInfluence)):
+        yield way, baseline(last).label_scores(samples)
+        of_all = torch.stack([baseline(network).label_scores(samples).double() for network in networks])
+        yield f"{way}, four checkpoints", of_all.mean(dim=0)
+    yield "1 - p, four checkpoints", _doubted(data, networks)
     yield "5-fold self-confidence", OutOfFold(for_folds).label_scores(samples)
     yield from _cleanlab(data)
     features = [PenultimateCosine(network).vectors(samples) for network in networks]
@@ -71,6 +74,16 @@ def _regressed(features: list[Tensor], given: Tensor) -> Tensor:
     verdicts = [by_features(lambda each=each: iter([(0, each)]), labels).values for each in units]
     found = calibrated(torch.stack(verdicts).mean(dim=0), ballots.values).values
     return 1 - found.gather(1, ballots.values[:, None])[:, 0]
+
+
+def _doubted(data: Planted, networks: list[nn.Module]) -> Tensor:
+    """1 - p of the label given, mean over networks: what our regression has to be better than at the same cost."""
+    with torch.no_grad():
+        said = [
+            torch.cat([network(part) for part in data.inputs.split(500)]).double().softmax(dim=1)
+            for network in networks
+        ]
+    return 1 - torch.stack(said).mean(dim=0).gather(1, data.given[:, None])[:, 0]
 
 
 class _Classifier:
