@@ -31,7 +31,7 @@ labels as given, and every way gives each label a score. Symmetric: any other cl
 classifier takes for each other. AUROC, the share of errors among the first 10, 12 and 20 % of the data, and the paired
 difference of AUROC to kinsight with four checkpoints (after 5, 10 and 20 epochs and the last; chosen on other seeds),
 bold where its interval is above 0. "Our regression" is the same leave-one-out regression on other features than
-gradients; baselines "of four checkpoints" are means over the same networks. Seeds decide labels, folds and training, and
+gradients; baselines "of four checkpoints" are means over the same networks. Seeds decide labels, folds, training, and
 which images; of MNIST, all 5,000 there are."""
 
 OF_NOISE = """## Noise left in predictions

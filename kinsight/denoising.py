@@ -13,54 +13,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
+from kinsight.assumptions import Check, checks
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel
-from kinsight.least_squares import (
-    LEAST_FREEDOM,
-    LEAST_UNEXPLAINED,
-    KernelSums,
-    LeastSquares,
-    matrix,
-    moves_along_itself,
-)
+from kinsight.least_squares import KernelSums, LeastSquares, Noise, finer, matrix, moves_along_itself, over
 from kinsight.misfit import Misfit, misfit
 from kinsight.samples import Id, Samples
-from kinsight.smoother import FLOOR, TOLERANCE, Smoother, exact_smoother
+from kinsight.smoother import Pair, Smoother, exact_smoother
 
 MAX_EXACT = 4096
 """Samples times outputs up to which matrices are formed."""
 
-MOST_ALIKE = 3.0
-"""Standard deviations that the residuals of neighbors may be more alike than those of noise: by chance in 1 of 700."""
-
 Method = Literal["auto", "exact", "estimate"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """An assumption, and how well it holds.
-
-    Args:
-        name: of the assumption.
-        value: what was measured.
-        limit: up to which, or from which on, it holds.
-        is_at_most: whether the value is to be at most the limit; else at least.
-        meaning: what follows where it fails.
-    """
-
-    name: str
-    value: float
-    limit: float
-    is_at_most: bool
-    meaning: str
-
-    @property
-    def is_met(self) -> bool:
-        """Whether it holds; what is not a number does not."""
-        return self.value <= self.limit if self.is_at_most else self.value >= self.limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +45,8 @@ class Denoising:
         noise_left_error: standard error of that, [n]; None where it is exact.
         shares: smallest singular value of sum_j K_ij over what it would be if all gradients were parallel, [n].
         noise: standard deviation of the noise of one label, estimated without clean labels; nan where the network
-            interpolates.
+            interpolates. Misfit biases it up, a network that follows its labels closely down: see the checks.
+        noise_error: its standard error, were that the only trouble.
         degrees_of_freedom: N d - Tr(2H - H H^T), what is left of the labels to estimate it by.
         checks: the assumptions that all this rests on.
         method: 'exact' or 'estimate'.
@@ -96,6 +63,7 @@ class Denoising:
     noise_left_error: Tensor | None
     shares: Tensor
     noise: float
+    noise_error: float
     degrees_of_freedom: float
     checks: tuple[Check, ...]
     method: str
@@ -126,7 +94,8 @@ class Denoising:
         if len(known):
             text += f"; their means around a sample keep {float(known.median()):.1%}"
         if self.noise == self.noise:
-            text += f". Labels are off by {self.noise:.3g} (standard deviation), as estimated without clean ones"
+            told = f"{self.noise:.3g} ± {self.noise_error:.1g}"
+            text += f". Labels are off by {told} (standard deviation), as estimated without clean ones"
         failed = [check.name for check in self.checks if not check.is_met]
         return text + (f". Do not believe this: {', '.join(failed)} failed." if failed else ". All checks hold.")
 
@@ -138,6 +107,8 @@ class Denoising:
             "effective_neighbors": self.effective_neighbors.tolist(), "noise_left": self.noise_left.tolist(),
             "predicted_error": self.predicted_errors.tolist(),
         }  # fmt: skip
+        errors = {"factor_error": self.factors_error, "noise_left_error": self.noise_left_error}
+        columns |= {name: values.tolist() for name, values in errors.items() if values is not None}
         for row, id_ in enumerate(self.ids):
             yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
 
@@ -165,18 +136,20 @@ def denoise(
         kernel: the gradient kernel of the network, over the outputs that are compared with labels.
         data: whatever `Samples` takes, with values [n] or [n d] as targets: what the network was trained on.
         queries: the samples that are asked about; those of the data where left out.
-        sample_weights: w, [n]; 1 where left out.
-        weight_decay: as in torch.optim.SGD.
+        sample_weights: w, [n]; 1 where left out. A sample of weight 0 was not trained on. Noise is as large for all.
+        weight_decay: as in torch.optim.SGD. That of AdamW is not of this form: then only residuals mean something.
         loss_scale: of the squared errors; 1 / (n d) where left out, as in torch.nn.MSELoss.
-        decayed: names of the parameters that decay; all where left out.
+        decayed: names of the parameters that decay; all where left out. Some of them: by matrices only.
         method: 'exact' forms the matrices of all pairs; 'estimate' takes time linear in the number of samples, and
             random probes, whose spread gives the errors; 'auto': exact up to 4,096 samples times outputs.
-        n_probes: of estimates, off by about sqrt(1 / (2 n_probes)); and draws of noise to compare residuals with.
+        n_probes: of estimates, off by sqrt(1 / (2 n_probes)), 16 or more; and draws of noise to compare residuals with.
         seed: of the probes.
         progress: whether to show a progress bar.
 
     Raises:
         TargetError: no targets, classes, or not as many values as outputs.
+        InputError: weights, decay or scale are none; only some parameters decay, and there are too many samples.
+        UnknownNameError: there is no parameter of a name in `decayed`.
 
     Reference:
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
@@ -184,22 +157,21 @@ def denoise(
     samples = Samples.wrap(data)
     asked = None if queries is None or queries is data else Samples.wrap(queries)
     _check_method(method, n_probes)
-    fit = LeastSquares.of(kernel, samples, sample_weights, weight_decay, loss_scale)
+    fit = LeastSquares.of(kernel, samples, sample_weights, weight_decay, loss_scale, decayed)
     is_exact = method == "exact" or (method == "auto" and fit.labels.numel() <= MAX_EXACT)
     sums = fit.sums(kernel, samples, asked, n_probes=0 if is_exact else n_probes, seed=seed, progress=progress)
     if is_exact:
-        (factors, factors_error), smoother = _exactly(kernel, samples, asked, fit, sums, n_probes, seed)
+        factors, factors_error, smoother = _exactly(kernel, samples, asked, fit, sums, n_probes, seed)
     else:
         factors, factors_error = sums.estimated_factors()
         smoother = fit.estimated_smoother(kernel, samples, asked, n_probes, seed)
-    residuals = _residuals(kernel, samples if asked is None else asked, fit, sums, decayed)
-    noise, freedom = fit.noise(smoother)
-    missed = None if noise != noise else misfit(kernel, samples, fit.residuals, smoother.noise, seed=seed)
+    residuals, noise = _residuals(kernel, samples if asked is None else asked, fit, sums), fit.noise(sums, smoother)
+    missed = _missed(kernel, samples, fit, fit.residuals(sums), smoother, noise, seed)
     return Denoising(
         (samples if asked is None else asked).ids, sums.predictions, sums.mean(sums.of_labels) + fit.center,
         sums.predictions - fit.center - sums.mean(sums.of_predictions), residuals, factors, factors_error,
-        smoother.noise_left, smoother.error, sums.shares, noise, freedom,
-        tuple(_checks(fit, residuals, factors, noise, freedom, smoother, missed)), "exact" if is_exact else "estimate",
+        smoother.noise_left, smoother.error, sums.shares, noise.value, noise.error, noise.freedom,
+        tuple(checks(noise, residuals, factors, smoother, missed)), "exact" if is_exact else "estimate",
     )  # fmt: skip
 
 
@@ -218,68 +190,47 @@ def _exactly(
     sums: KernelSums,
     n_probes: int,
     seed: int,
-) -> tuple[tuple[Tensor, None], Smoother]:
-    """Denoising factors and the smoother, from matrices of all pairs."""
-    own = matrix(kernel, samples, samples)
-    other = None if asked is None else matrix(kernel, asked, samples)
-    floor = FLOOR**2 if kernel.precision == torch.float64 else FLOOR
-    factors = fit.exact_factors(sums, own if other is None else other)
-    return (factors, None), exact_smoother(own, other, fit.weights, fit.decay, floor, n_probes=n_probes, seed=seed)
+) -> tuple[Tensor, None, Smoother]:
+    """Denoising factors and the smoother, from matrices of all pairs, of float64 where the model can be copied so."""
+    if (copied := finer(kernel, samples, asked)) is not None:
+        kernel, (wide, asked) = copied
+        assert wide is not None
+        samples = wide
+
+    def pair(of: GradientKernel) -> Pair:
+        return Pair(matrix(of, samples, samples), None if asked is None else matrix(of, asked, samples))
+
+    if fit.decayed is None:
+        whole = decaying = pair(kernel)
+        free = None
+    else:
+        decaying = pair(over(kernel, fit.decayed))
+        free = pair(over(kernel, [name for name in kernel.parameters if name not in fit.decayed]))
+        whole = decaying + free
+    smoother = exact_smoother(
+        decaying, free, fit.weights, fit.decay, kernel.precision, n_probes=n_probes, seed=seed
+    )  # fmt: skip
+    return fit.exact_factors(sums, whole.asked), None, smoother
 
 
-def _residuals(
-    kernel: GradientKernel, asked: Samples, fit: LeastSquares, sums: KernelSums, decayed: Sequence[str] | None
-) -> Tensor:
+def _residuals(kernel: GradientKernel, asked: Samples, fit: LeastSquares, sums: KernelSums) -> Tensor:
     """E_k[f - y], without what weight decay explains. [q c]."""
     residuals = sums.mean(sums.of_residuals)
-    return residuals + fit.decay * sums.mean(moves_along_itself(kernel, asked, decayed)) if fit.decay else residuals
+    if fit.decay:
+        residuals += fit.decay * sums.mean(moves_along_itself(kernel, asked, fit.decayed))
+    return residuals
 
 
-def _checks(
+def _missed(
+    kernel: GradientKernel,
+    samples: Samples,
     fit: LeastSquares,
     residuals: Tensor,
-    factors: Tensor,
-    noise: float,
-    freedom: float,
     smoother: Smoother,
-    missed: Misfit | None,
-) -> Iterator[Check]:
-    """What has to hold for the numbers to mean what they say."""
-    n = fit.labels.numel()
-    rms = (fit.unexplained / n) ** 0.5
-    scale = noise if noise == noise else rms
-    left = float(residuals.square().mean(dim=1).nanmean().sqrt())
-    kept = float(factors.square().nanmean().sqrt()) * scale
-    yield Check(
-        "stationarity", left / kept if kept > 0 else float("inf"), 0.2, True,
-        "root mean square of E_k[f - y] over that of the noise in E_k[y]. Above, the network is not at a minimum of "
-        "the squared error on this data (another loss, early stopping, other data, weight decay that was not passed): "
-        "its predictions are no means of these labels.",
-    )  # fmt: skip
-    yield Check(
-        "no interpolation", fit.unexplained / max(float(fit.labels.square().sum()), 1e-300), LEAST_UNEXPLAINED, False,
-        "share of the labels' variance that is left unexplained. Below, every label is reproduced with its noise: the "
-        "identity holds for any kernel, and nothing is denoised.",
-    )  # fmt: skip
-    yield Check(
-        "degrees of freedom", freedom / n, LEAST_FREEDOM, False,
-        "share of the labels that is left to estimate their noise by.",
-    )  # fmt: skip
-    yield Check(
-        "sums that do not cancel", float(factors.isnan().double().mean()), 0.01, True,
-        "share of samples whose sum of the kernel is as good as singular: their means are nan.",
-    )  # fmt: skip
-    if missed is not None and missed.deviation > 0:
-        yield Check(
-            "no misfit", missed.score, MOST_ALIKE, True,
-            "how much more alike the residuals of neighbors are than what is left of noise alone would be, in standard "
-            "deviations. Above, the network misses what such samples share (it is too small, decays too much, or "
-            "stopped early): what is called noise has that in it and is too large, and predictions are off by more "
-            "than the noise left in them.",
-        )  # fmt: skip
-    if smoother.n_steps:
-        yield Check(
-            "smoother", smoother.left, TOLERANCE, True,
-            f"what is left of the normal equations after {smoother.n_steps} products with the kernel. Above, the noise "
-            "left in predictions is a lower bound: directions of small eigenvalues are missing.",
-        )  # fmt: skip
+    noise: Noise,
+    seed: int,
+) -> Misfit | None:
+    """Whether there is misfit, where there is noise."""
+    if noise.value != noise.value:
+        return None
+    return misfit(kernel, samples, residuals, smoother.noise, fit.is_trained_on, seed=seed)

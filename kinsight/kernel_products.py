@@ -39,7 +39,7 @@ class KernelProducts:
         lengths: of the vectors whose inner products k is, for the samples the products are of: |g(x)| over all outputs,
             or for similarities 1, [q]; 0 where the gradient is zero.
         outputs: their outputs, [q c].
-        total_length: of all vectors of the data.
+        total_length: of all vectors of the data, each times the weight of its sample.
     """
 
     values: Tensor
@@ -56,6 +56,7 @@ def kernel_products(
     queries: Samples | None = None,
     *,
     weighting: Weighting,
+    sample_weights: Tensor | None = None,
     progress: bool = False,
 ) -> KernelProducts:
     """sum_j k(x_i, x_j) v_j for every query x_i, over all samples x_j of the data, exact.
@@ -67,6 +68,7 @@ def kernel_products(
         n_columns: m. As many as have room in a quarter of the kernel's `max_bytes` are done in one pass.
         queries: the samples the sums are read for; those of the data where left out.
         weighting: which matrix.
+        sample_weights: of the data in `total_length`, [n]; 1 where left out.
         progress: whether to show a progress bar.
     """
     targets = data if queries is None else queries
@@ -77,7 +79,7 @@ def kernel_products(
     found = []
     with progress_bar("kernel sums", len(groups) * (len(data) + len(targets)), is_shown=progress) as advance:
         for group in groups:
-            one = _Pass(kernel, weighting, kernel.max_bytes // 2 if queries is None else 0)
+            one = _Pass(kernel, weighting, kernel.max_bytes // 2 if queries is None else 0, sample_weights)
             one.add(data, columns, group, advance)
             found.append(one.read(targets, advance))
     values = torch.cat([each.values for each in found], dim=-1)
@@ -96,6 +98,7 @@ class _Pass:
     kernel: GradientKernel
     weighting: Weighting
     max_kept: int
+    sample_weights: Tensor | None = None
     directions: list[dict[str, Tensor]] = field(default_factory=list)
     kept: list[BatchGradients] = field(default_factory=list)
     total_length: float = 0.0
@@ -114,7 +117,8 @@ class _Pass:
                 for name, value in part.weighted_sum(weights).items():
                     known = self.directions[a].get(name)
                     self.directions[a][name] = in_float64(value) if known is None else add_in_float64(known, value)
-            self.total_length += float(lengths.sum())
+            weighed = 1.0 if self.sample_weights is None else self.sample_weights[first : first + len(batch)]
+            self.total_length += float((lengths.cpu() * weighed).sum())
             if len(self.kept) == place and n_bytes + gradients.n_bytes <= self.max_kept:
                 self.kept.append(gradients.owned())
                 n_bytes += gradients.n_bytes

@@ -47,7 +47,15 @@ class Misfit:
         return (self.correlation - self.of_noise) / self.deviation if self.deviation > 0 else float("nan")
 
 
-def misfit(kernel: GradientKernel, samples: Samples, residuals: Tensor, of_noise: Tensor, *, seed: int = 0) -> Misfit:
+def misfit(
+    kernel: GradientKernel,
+    samples: Samples,
+    residuals: Tensor,
+    of_noise: Tensor,
+    counts: Tensor | None = None,
+    *,
+    seed: int = 0,
+) -> Misfit:
     """Whether residuals are what least squares leave of noise.
 
     Args:
@@ -55,16 +63,20 @@ def misfit(kernel: GradientKernel, samples: Samples, residuals: Tensor, of_noise
         samples: n of them.
         residuals: f - y, [n c].
         of_noise: (1 - H) e for m draws of independent noise e of any size, [n c m].
+        counts: which samples take part, [n]; all where left out.
         seed: of the anchors' choice.
     """
     n = len(samples)
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:N_ANCHORS].sort().values
+    takes_part = torch.ones(n, dtype=torch.bool) if counts is None else counts
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    chosen = order[takes_part[order]][:N_ANCHORS].sort().values
     found = neighbors(kernel, samples.take(chosen.tolist()), samples, N_NEIGHBORS, normalization="flat").positions
-    first, second = chosen[:, None].expand_as(found)[found >= 0], found[found >= 0]
+    is_pair = (found >= 0) & takes_part[found]
+    first, second = chosen[:, None].expand_as(found)[is_pair], found[is_pair]
 
     def correlation(values: Tensor) -> Tensor:
         products = (values[first] * values[second]).sum(dim=1).mean(dim=0)
-        return products / values.square().sum(dim=1).mean(dim=0)
+        return products / values[takes_part].square().sum(dim=1).mean(dim=0)
 
     draws = correlation(of_noise)
     return Misfit(float(correlation(residuals)), float(draws.mean()), float(draws.std()))

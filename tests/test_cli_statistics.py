@@ -80,6 +80,12 @@ def test_denoise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["noise"] == pytest.approx(truth.noise, rel=1e-4)
     assert not found["is_credible"]
     assert [check["name"] for check in found["checks"]] == [check.name for check in truth.checks]
+    names = [name for name in kernel.parameters if name.endswith("weight")]
+    truth = kinsight.denoise(kernel, data, weight_decay=0.01, decayed=names)
+    found = answer(capsys, *asked, "--weight-decay", "0.01", "--decayed", "*weight")
+    assert [row["noise_left"] for row in found["rows"]] == pytest.approx(truth.noise_left.tolist(), rel=1e-4)
+    assert found["noise_error"] == pytest.approx(truth.noise_error, rel=1e-4)
+    assert "fits no parameter" in run(capsys, *asked, "--decayed", "nothing.*")[2]
     status, out, err = run(capsys, *asked)
     assert status == 0
     assert "warning: stationarity is" in err

@@ -68,6 +68,7 @@ ORDER = [
     "smoother",
     "least_squares",
     "misfit",
+    "assumptions",
     "denoising",
     "uncertainty",
     "fit",

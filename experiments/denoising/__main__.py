@@ -69,7 +69,7 @@ def run(setting: str, seed: int) -> dict[str, Any]:
 def _mean_of_noise(kernel: GradientKernel, data: Moved, labels: Tensor) -> Tensor:
     """E_k of labels, [n c]: those of the noise, where they are nothing but noise."""
     samples = Samples(data.x, labels)
-    fit = LeastSquares.of(kernel, samples, None, 0.0, None)
+    fit = LeastSquares.of(kernel, samples, None, 0.0, None, None)
     sums = fit.sums(kernel, samples, None, n_probes=0, seed=0, progress=False)
     return sums.mean(sums.of_labels) + fit.center
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 import typer
@@ -31,6 +33,10 @@ def print_denoising(
         float | None,
         typer.Option(help="Factor of the squared errors in the loss; as in nn.MSELoss if left out."),
     ] = None,
+    decayed: Annotated[
+        list[str] | None,
+        typer.Option(help="Parameters that decay, such as '*.weight'; may be given again. All if left out."),
+    ] = None,
     method: Annotated[
         How, typer.Option(help="exact: matrices of all pairs; estimate: linear time, with errors; auto: by size.")
     ] = How.auto,
@@ -43,7 +49,8 @@ def print_denoising(
     kernel, samples = kernel_of(model, options), samples_of(data, options, limit=options.limit)
     found = denoise(
         kernel, samples, None if queries is None else samples_of(queries, options), weight_decay=weight_decay,
-        loss_scale=loss_scale, method=method.value, n_probes=n_probes, seed=options.seed, progress=not options.quiet,
+        loss_scale=loss_scale, decayed=_decaying(kernel.parameters, decayed), method=method.value, n_probes=n_probes,
+        seed=options.seed, progress=not options.quiet,
     )  # fmt: skip
     fields = ("name", "value", "limit", "is_met")
     checks = [{name: getattr(check, name) for name in fields} for check in found.checks]
@@ -53,6 +60,19 @@ def print_denoising(
             print(f"warning: {told}", file=sys.stderr)
     print_rows(
         found.rows(), as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(),
-        noise=found.noise, degrees_of_freedom=found.degrees_of_freedom, is_credible=found.is_credible,
-        method=found.method, checks=checks,
+        noise=found.noise, noise_error=found.noise_error, degrees_of_freedom=found.degrees_of_freedom,
+        is_credible=found.is_credible, method=found.method, checks=checks,
     )  # fmt: skip
+
+
+def _decaying(parameters: Iterable[str], patterns: list[str] | None) -> list[str] | None:
+    """Names that fit any of the patterns."""
+    if not patterns:
+        return None
+    from kinsight.errors import UnknownNameError
+
+    names = list(parameters)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UnknownNameError(f"--decayed {pattern!r} fits no parameter: there are {', '.join(names[:8])}.")
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
