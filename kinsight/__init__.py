@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kinsight.index import Index
     from kinsight.kernel import GradientKernel
     from kinsight.labels import label_suspects
+    from kinsight.loss import SimilarityLoss
     from kinsight.neighbors import neighbors
     from kinsight.plan import Plan, plan
     from kinsight.samples import Batch, Samples
@@ -28,6 +29,7 @@ __all__ = [
     "Index",
     "Plan",
     "Samples",
+    "SimilarityLoss",
     "Sketch",
     "averages",
     "compare",
@@ -52,6 +54,7 @@ _HOME = {
     "Index": "index",
     "Plan": "plan",
     "Samples": "samples",
+    "SimilarityLoss": "loss",
     "Sketch": "sketch",
     "averages": "averages",
     "compare": "stability",

@@ -47,7 +47,7 @@ def unexplained(
     """
     n, c = outputs.shape
     generator = torch.Generator().manual_seed(1)
-    bounds = {name: in_float64(each.bound()).cpu() for name, each in gradients.items()}
+    bounds = {name: in_float64(each.bound().detach()).cpu() for name, each in gradients.items()}
     norms = torch.stack([torch.zeros(n, dtype=torch.float64), *(b**2 for b in bounds.values())]).sum(dim=0).sqrt()
     largest = float(norms.max())
     shares = (norms / largest).clamp(min=FLOOR) if largest > 0 else torch.ones_like(norms)
@@ -66,7 +66,7 @@ def unexplained(
         captured = gradients.get(name)
         gap = in_float64(torch.zeros_like(leaf) if truth is None else widen(truth))
         if captured is not None:
-            found = captured.weighted_sum(weights.to(captured.tensors[0])[None])[0]
+            found = captured.weighted_sum(weights.to(captured.tensors[0])[None])[0].detach()
             gap = in_float64(found) - gap
         is_bounded = captured is not None and not (isinstance(captured, Built) and captured.uncancelled is None)
         bound = bounds[name] if is_bounded else norms

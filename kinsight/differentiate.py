@@ -147,12 +147,12 @@ class Differentiator:
                 first = self._n_batches if is_brief else None
                 refuse_mixed(self.model, self.output, batch, outputs, graph.precision, first=first)
             generic = {name: p for name, p in self.parameters.items() if name in routing.reasons}
-            self._refuse_uncaptured(generic, routing, is_differentiable=is_differentiable)
+            self._refuse_uncaptured(generic, routing)
             if not is_new:
                 outputs = outputs if is_differentiable else outputs.detach()
-            gradients.update(self._from_generic(batch, generic, routing))
+            gradients.update(self._from_generic(batch, generic, routing, is_differentiable=is_differentiable))
             if is_new and not self._prove_in_float32(batch, gradients, traced, is_differentiable=is_differentiable):
-                self._prove(batch, outputs, gradients, traced)
+                self._prove(batch, outputs, gradients, traced, is_differentiable=is_differentiable)
             self.trace.accept(traced)
             self._n_batches += 1
         self._report(gradients, graph, routing)
@@ -186,7 +186,15 @@ class Differentiator:
 
     # ------------------------------------------------------------------------------------------- routing and proof
 
-    def _prove(self, batch: Batch, outputs: Tensor, gradients: dict[str, Gradients], traced: Trace) -> None:
+    def _prove(
+        self,
+        batch: Batch,
+        outputs: Tensor,
+        gradients: dict[str, Gradients],
+        traced: Trace,
+        *,
+        is_differentiable: bool = False,
+    ) -> None:
         """Compare with ordinary autograd; send what fails to slower paths; refuse what fails on all of them."""
         graph, routing = traced.graph, traced.routing
         leaves = {name: self.parameters[name] for name in graph.leaves}
@@ -199,14 +207,14 @@ class Differentiator:
             for name in ruled:
                 routing.reasons[name] = f"its layer rule failed the proof of coverage by {failed[name]:.1e}"
             self._refuse_uncaptured(ruled, routing)
-            gradients.update(self._from_generic(batch, ruled, routing))
+            gradients.update(self._from_generic(batch, ruled, routing, is_differentiable=is_differentiable))
             failed = unexplained(outputs, gradients, leaves, graph.precision)
         again = {
             name: self.parameters[name] for name in failed if name in routing.reasons and name not in self._no_vmap
         }
         if again:
             self._no_vmap |= dict.fromkeys(again, "vmap failed the proof of coverage")
-            gradients.update(self._from_generic(batch, again, routing))
+            gradients.update(self._from_generic(batch, again, routing, is_differentiable=is_differentiable))
             failed = unexplained(outputs, gradients, leaves, graph.precision)
         if failed and finer is None:
             name, difference = max(failed.items(), key=lambda item: item[1])
@@ -241,7 +249,7 @@ class Differentiator:
             gradients.update(self._from_rules(traced, n=len(batch), is_differentiable=is_differentiable))
         routing.reasons.update({name: why for name, why in single._reasons().items() if name not in routing.reasons})
         generic = {name: self.parameters[name] for name in routing.reasons}
-        gradients.update(self._from_generic(batch, generic, routing))
+        gradients.update(self._from_generic(batch, generic, routing, is_differentiable=is_differentiable))
         return True
 
     def _on_finer_copy(self, batch: Batch, precision: torch.dtype) -> Differentiator | None:
@@ -315,9 +323,13 @@ class Differentiator:
             if name not in used and name not in graph.idle:
                 routing.reasons.setdefault(name, "the output is made of it without any data")
 
-    def _from_generic(self, batch: Batch, parameters: Mapping[str, Tensor], routing: Routing) -> dict[str, Gradients]:
+    def _from_generic(
+        self, batch: Batch, parameters: Mapping[str, Tensor], routing: Routing, *, is_differentiable: bool
+    ) -> dict[str, Gradients]:
         if not parameters:
             return {}
+        if is_differentiable:  # what vmap gives is cut off from the parameters
+            return {**one_at_a_time(self.model, batch, self.output, parameters, is_differentiable=True)}
         found: dict[str, Gradients] = {}
         together = {name: parameter for name, parameter in parameters.items() if name not in self._no_vmap}
         if together:
@@ -333,10 +345,8 @@ class Differentiator:
             found.update(one_at_a_time(self.model, batch, self.output, left))
         return found
 
-    def _refuse_uncaptured(
-        self, generic: Mapping[str, Tensor], routing: Routing, *, is_differentiable: bool = False
-    ) -> None:
-        if not generic or (self.fallback and not is_differentiable):
+    def _refuse_uncaptured(self, generic: Mapping[str, Tensor], routing: Routing) -> None:
+        if not generic or self.fallback:
             return
         total = sum(parameter.numel() for parameter in self.parameters.values())
         share = sum(parameter.numel() for parameter in generic.values()) / total

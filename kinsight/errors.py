@@ -28,9 +28,11 @@
         ├── MixedSamplesError                one sample's output depends on the others
         ├── StochasticModelError             the forward pass draws random numbers
         ├── CheckpointError                  a checkpoint that does not fit, or is not safe to read
+        ├── SecondDerivativeError            a part of it can be differentiated once, but not twice
         └── UncapturedParameterError         parameters without a layer rule, and no fallback allowed
 
     KinsightWarning (UserWarning)
+    ├── SlowAttentionWarning                 attention is computed by matrix products, not by fused kernels
     └── ZeroGradientWarning                  samples whose similarity is undefined
 
 A message says what is wrong with names and numbers, why it matters, and what to do.
@@ -153,9 +155,17 @@ class UncapturedParameterError(ModelError):
     """Some parameters have no layer rule, and the generic path was ruled out."""
 
 
+class SecondDerivativeError(ModelError):
+    """A part of the model can be differentiated once, but not twice."""
+
+
 class KinsightWarning(UserWarning):
     """Root of every warning kinsight gives."""
 
 
 class ZeroGradientWarning(KinsightWarning):
     """Some samples have a zero gradient, so their similarity is undefined."""
+
+
+class SlowAttentionWarning(KinsightWarning):
+    """Attention is computed by matrix products, not by fused kernels."""

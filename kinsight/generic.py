@@ -19,10 +19,15 @@ from kinsight.samples import Batch
 
 
 def one_at_a_time(
-    model: nn.Module, batch: Batch, output: OutputFunction, parameters: Mapping[str, Tensor]
+    model: nn.Module,
+    batch: Batch,
+    output: OutputFunction,
+    parameters: Mapping[str, Tensor],
+    *,
+    is_differentiable: bool = False,
 ) -> dict[str, Built]:
     """Gradients over the given parameters from one forward pass a sample: whatever autograd can do, this can."""
-    found = per_sample_gradients(model, batch, output, parameters)
+    found = per_sample_gradients(model, batch, output, parameters, is_differentiable=is_differentiable)
     return {name: Built(values) for name, values in found.items()}
 
 

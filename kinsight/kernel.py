@@ -146,13 +146,18 @@ class GradientKernel:
 
     # ------------------------------------------------------------------------------------ gradients of a batch
 
-    def gradients(self, x: Inputs | Batch) -> BatchGradients:
+    def gradients(self, x: Inputs | Batch, *, is_differentiable: bool = False) -> BatchGradients:
         """The per-sample gradients of one batch, in factored form: what all else is made of.
+
+        Args:
+            x: the samples.
+            is_differentiable: keep their graph, so that what is made of them can be trained.
 
         Raises:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
         """
-        gradients = self._differentiate(_filled(x).to(self.device)).within_range()
+        batch = _filled(x).to(self.device)
+        gradients = self._differentiate(batch, is_differentiable=is_differentiable).within_range()
         self.n_outputs = gradients.n_outputs
         return gradients if self.contraction == "full" else replace(gradients, contraction=self.contraction)
 

@@ -18,11 +18,17 @@ from kinsight.samples import Batch
 
 
 def per_sample_gradients(
-    model: nn.Module, batch: Batch, output: OutputFunction, parameters: Mapping[str, Tensor]
+    model: nn.Module,
+    batch: Batch,
+    output: OutputFunction,
+    parameters: Mapping[str, Tensor],
+    *,
+    is_differentiable: bool = False,
 ) -> dict[str, Tensor]:
     """Gradients of every output of every sample over every parameter, by name, each [n c *shape].
 
     The model is run on one sample at a time (see `running.needs_company` for when it gets two copies of it).
+    `is_differentiable` keeps their graphs.
     """
     rows: list[list[tuple[Tensor | None, ...]]] = []
     with untouched(model, parameters):
@@ -35,7 +41,13 @@ def per_sample_gradients(
             rows.append([])
             for value in outputs[0]:
                 found = (
-                    torch.autograd.grad(value, list(parameters.values()), retain_graph=True, allow_unused=True)
+                    torch.autograd.grad(
+                        value,
+                        list(parameters.values()),
+                        retain_graph=True,
+                        allow_unused=True,
+                        create_graph=is_differentiable,
+                    )
                     if value.requires_grad
                     else (None,) * len(parameters)
                 )
@@ -46,7 +58,8 @@ def per_sample_gradients(
         stacked = [
             torch.stack([zero if (part := row[column]) is None else widen(part) for row in sample]) for sample in rows
         ]
-        gradients[name] = widen(torch.stack(stacked).detach())
+        found_of_all = widen(torch.stack(stacked))
+        gradients[name] = found_of_all if is_differentiable else found_of_all.detach()
     return gradients
 
 

@@ -25,6 +25,7 @@ PUBLIC_NAMES = [
     "Index",
     "Plan",
     "Samples",
+    "SimilarityLoss",
     "Sketch",
     "averages",
     "compare",

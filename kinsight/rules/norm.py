@@ -7,7 +7,9 @@ batch normalization on them. RMS normalization multiplies by its weight (`elemen
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from kinsight.capture import LayerCapture
@@ -37,7 +39,8 @@ def group_norm(capture: LayerCapture) -> Gradients | None:
     inputs = capture.saved_samples("input")  # [n k channels ...]
     n_images, n_groups = capture.output_shape[0], capture.saved("group")
     mean, rstd = (
-        capture.layout.split(capture.saved(name).reshape(n_images, n_groups, 1)) for name in ("result1", "result2")
+        capture.layout.split(each.reshape(n_images, n_groups, 1))
+        for each in _statistics(capture, lambda values: values.reshape(n_images, n_groups, -1), (2,))
     )
 
     def normalized(rows: slice) -> Tensor:
@@ -53,7 +56,10 @@ def layer_norm(capture: LayerCapture) -> Gradients | None:
         return None
     if capture.use.operand == 2 or not _is_leading(capture):
         return _over_leading(capture)
-    inputs, mean, rstd = (capture.saved_samples(name) for name in ("input", "result1", "result2"))
+    leading = len(capture.output_shape) - len(capture.weight_shape)
+    axes = tuple(range(leading, len(capture.output_shape)))
+    inputs = capture.saved_samples("input")
+    mean, rstd = (capture.layout.split(each) for each in _statistics(capture, lambda values: values, axes))
     return _over_leading(capture, lambda rows: (inputs[rows] - mean[rows]) * rstd[rows])
 
 
@@ -61,8 +67,38 @@ def rms_norm(capture: LayerCapture) -> Gradients | None:
     """RMS normalization where a backend keeps it whole."""
     if capture.use.operand == 0 or not _is_leading(capture):
         return None
-    inputs, rstd = capture.saved_samples("input"), capture.saved_samples("result1")
+    inputs, rstd = capture.saved_samples("input"), capture.saved("result1")
+    if capture.is_differentiable:
+        axes = tuple(range(len(capture.output_shape) - len(capture.weight_shape), len(capture.output_shape)))
+        moment = capture.saved("input").square().mean(dim=axes, keepdim=True)
+        rstd = _inverse_root(moment, rstd.reshape(moment.shape))
+    rstd = capture.layout.split(rstd)
     return _over_leading(capture, lambda rows: inputs[rows] * rstd[rows])
+
+
+def _statistics(
+    capture: LayerCapture, arrange: Callable[[Tensor], Tensor], axes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation that a layer normalized by.
+
+    Those that were saved; or, where gradients are to be differentiated again, anew from its inputs, as the saved ones
+    have no graph: the derivative would be wrong in silence.
+
+    Args:
+        capture: of the layer.
+        arrange: lays out its inputs so that statistics are taken over whole axes.
+        axes: these.
+    """
+    if not capture.is_differentiable:
+        return capture.saved("result1"), capture.saved("result2")
+    values = arrange(capture.saved("input"))
+    variance, mean = torch.var_mean(values, dim=axes, correction=0, keepdim=True)
+    return mean, _inverse_root(variance, capture.saved("result2").reshape(variance.shape))
+
+
+def _inverse_root(moment: Tensor, saved: Tensor) -> Tensor:
+    """(moment + eps)^-1/2 with its graph, from what was saved of it without one: eps is not saved."""
+    return (moment + (saved**-2 - moment).detach()).rsqrt()
 
 
 def by_channel(capture: LayerCapture, normalized: Local | None = None) -> Gradients:

@@ -1,0 +1,180 @@
+"""Gradients of a batch that can be differentiated again, and what makes them unit gradients: the stuff of losses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from kinsight.batch_gradients import BatchGradients
+from kinsight.errors import SecondDerivativeError
+from kinsight.kernel import Normalization
+from kinsight.nodes import children_first
+from kinsight.running import check_finite
+from kinsight.whitening import spectrum
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRows:
+    """Gradients with their graph, and what normalizes them: inner products with fixed unit gradients are similarities.
+
+    Args:
+        gradients: of the batch; whitened, where that is asked for.
+        scale: what each sample's are yet to be multiplied by, [n], with its graph.
+        is_defined: whether a sample's gradient is not zero, [n].
+    """
+
+    gradients: BatchGradients
+    scale: Tensor
+    is_defined: Tensor
+
+    @staticmethod
+    def of(gradients: BatchGradients, normalization: Normalization, precision: torch.dtype) -> UnitRows:
+        """Those of one batch."""
+        own = gradients.self_blocks()
+        check_finite(own.detach(), gradients, "gradients")
+        if normalization == "flat" or own.shape[1] == 1:
+            squares = own.diagonal(dim1=1, dim2=2).sum(dim=1)
+            is_defined = squares > 0
+            scale = torch.where(is_defined, torch.where(is_defined, squares, 1.0).rsqrt(), 0.0)
+            return UnitRows(gradients, scale, is_defined.detach().cpu())
+        roots, ranks = inverse_roots(own, precision)
+        is_defined = ranks > 0
+        scale = torch.where(is_defined, ranks.clamp(min=1).to(roots).rsqrt(), 0.0)
+        return UnitRows(gradients.mix(roots), scale, is_defined.cpu())
+
+    def __len__(self) -> int:
+        return len(self.gradients)
+
+    def detached(self) -> UnitRows:
+        """The same without a graph."""
+        parts = {
+            name: each.with_tensors(lambda tensor: tensor.detach())
+            for name, each in self.gradients.by_parameter.items()
+        }
+        fixed = replace(self.gradients, by_parameter=parts, outputs=self.gradients.outputs.detach())
+        return UnitRows(fixed, self.scale.detach(), self.is_defined)
+
+    def rows(self, start: int, stop: int) -> UnitRows:
+        """Some of them."""
+        return UnitRows(self.gradients.rows(start, stop), self.scale[start:stop], self.is_defined[start:stop])
+
+    def similarities(self, others: UnitRows) -> Tensor:
+        """With those of another batch, [n m], float64; 0 where one is not defined."""
+        block = self.gradients.gram(others.gradients)
+        return block * self.scale.to(block)[:, None] * others.scale.to(block)
+
+    def total(self) -> dict[str, Tensor]:
+        """Sum of the unit gradients, output by output, by name. [c *shape] each."""
+        c = self.gradients.n_outputs
+        unit = torch.eye(c, dtype=self.scale.dtype, device=self.scale.device)
+        return self.gradients.weighted_sum(unit[:, None, :] * self.scale[:, None])
+
+    def along(self, total: dict[str, Tensor]) -> Tensor:
+        """Inner products with such a sum, [n], float64."""
+        moved = self.gradients.dot(total)  # [n c c]
+        return moved.diagonal(dim1=1, dim2=2).sum(dim=1) * self.scale.to(moved)
+
+
+class _InverseRoots(torch.autograd.Function):
+    """K^-1/2 on the range of K, sample by sample, with a derivative that equal eigenvalues do no harm.
+
+    d(K^-1/2) = V (D * V^T dK V) V^T with D_ab = -1 / (r_a r_b (r_a + r_b)), r^2 the eigenvalues; between the range and
+    what is left out r_a^-3; 0 within the latter, whose rank is taken not to change.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+        found = spectrum(own.detach(), precision)
+        ctx.save_for_backward(found.values, found.vectors)
+        ctx.mark_non_differentiable(found.ranks)
+        return found.power(-0.5), found.ranks
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        values, vectors = ctx.saved_tensors
+        is_kept = values > 0
+        roots = torch.where(is_kept, values, 1.0).sqrt()
+        both, either = is_kept[:, :, None] & is_kept[:, None, :], is_kept[:, :, None] | is_kept[:, None, :]
+        a, b = roots[:, :, None], roots[:, None, :]
+        within = -1 / (a * b * (a + b))
+        across = torch.where(is_kept[:, :, None], a**-3, b**-3)
+        factors = torch.where(both, within, torch.where(either, across, 0.0))
+        turned = vectors.transpose(1, 2) @ (0.5 * (cotangent + cotangent.transpose(1, 2))) @ vectors
+        return vectors @ (factors * turned) @ vectors.transpose(1, 2), None
+
+
+def inverse_roots(own: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """K(x, x)^-1/2 of every sample with its graph, [n c c], and ranks, [n].
+
+    Args:
+        own: K(x, x), [n c c], float64.
+        precision: of the gradients; it sets the floor of eigenvalues.
+    """
+    roots, ranks = _InverseRoots.apply(own, precision)  # type: ignore[no-untyped-call]
+    return roots, ranks
+
+
+@contextlib.contextmanager
+def as_used(model: nn.Module) -> Iterator[None]:
+    """The model as it will be used, whatever mode it is trained in: every module in eval mode, and back."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def twice_differentiable(device: torch.device) -> Iterator[None]:
+    """Full precision, and attention by matrix products: fused attention has no second derivative."""
+    with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class Attention(TorchFunctionMode):
+    """Notes whether attention was computed while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_used = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.is_used = self.is_used or getattr(func, "__name__", "") == "scaled_dot_product_attention"
+        return func(*args, **(kwargs or {}))
+
+
+def second_gradients(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """Gradients of what was made of gradients; None where it does not depend on a parameter.
+
+    Raises:
+        SecondDerivativeError: something in the model has no second derivative. Autograd itself raises only where it has
+            to pass through: of a function without one, nothing may be left to pass to, and its part be missing.
+    """
+    for node in children_first(value.grad_fn):
+        if node.name() in _NO_SECOND:
+            raise SecondDerivativeError(
+                f"A part of the model can be differentiated once, but not twice: {_NO_SECOND[node.name()]}. The loss is "
+                "made of gradients, so that its own gradient is a second derivative. Use an implementation made of "
+                "ordinary operations (for attention: attn_implementation='eager', or "
+                "torch.nn.functional.scaled_dot_product_attention), or compare gradients over layers above it alone: "
+                "parameters=..."
+            )
+    return list(torch.autograd.grad(value, parameters, allow_unused=True))
+
+
+_NO_SECOND = {
+    "torch::autograd::Error": "a function marked @once_differentiable",
+    "torch::autograd::NotImplemented": "a fused kernel, whose backward pass has no derivative",
+}
+"""Nodes that stand for a derivative that is missing."""
