@@ -147,11 +147,7 @@ class GradientKernel:
     # ------------------------------------------------------------------------------------ gradients of a batch
 
     def gradients(self, x: Inputs | Batch, *, is_differentiable: bool = False) -> BatchGradients:
-        """The per-sample gradients of one batch, in factored form: what all else is made of.
-
-        Args:
-            x: the samples.
-            is_differentiable: keep their graph, so that what is made of them can be trained.
+        """The per-sample gradients of one batch, in factored form: what all else is made of; with their graph if asked.
 
         Raises:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.

@@ -164,8 +164,8 @@ def second_gradients(value: Tensor, parameters: list[nn.Parameter]) -> list[Tens
     for node in children_first(value.grad_fn):
         if node.name() in _NO_SECOND:
             raise SecondDerivativeError(
-                f"A part of the model can be differentiated once, but not twice: {_NO_SECOND[node.name()]}. The loss is "
-                "made of gradients, so that its own gradient is a second derivative. Use an implementation made of "
+                f"A part of the model can be differentiated once, but not twice: {_NO_SECOND[node.name()]}. The loss "
+                "is made of gradients, so that its own gradient is a second derivative. Use an implementation made of "
                 "ordinary operations (for attention: attn_implementation='eager', or "
                 "torch.nn.functional.scaled_dot_product_attention), or compare gradients over layers above it alone: "
                 "parameters=..."
