@@ -166,10 +166,12 @@ def compare(
         methods: another look at the jackknife".
     """
     samples = Samples.wrap(data)
-    _check_numbers(len(samples), k, n_anchors, n_others, n_bootstrap)
+    _check_numbers(len(samples), k, n_anchors, n_others, least, n_bootstrap)
     generator = torch.Generator().manual_seed(seed)
     others = torch.randperm(len(samples), generator=generator)[:n_others]
-    named = kernels.items() if isinstance(kernels, Mapping) else kernels
+    named: Iterable[tuple[str, GradientKernel]] = _checked(kernels)
+    if isinstance(kernels, Sized):  # all are there: all are checked before the first is asked
+        named = list(named)
     names, views = [], []
     n_networks = len(kernels) if isinstance(kernels, Sized) else 0
     with progress_bar("networks", n_networks, is_shown=progress) as advance:
@@ -177,12 +179,10 @@ def compare(
             names.append(name)
             views.append(_view(kernel, samples, others[:n_anchors], others, normalization))
             advance(1)
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(f"Networks are {names}: pass at least two, of different names.")
     return _agreement(names, views, samples.ids, others, Bootstrap(n_bootstrap, generator), k, least)
 
 
-def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, n_bootstrap: int) -> None:
+def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, least: float, n_bootstrap: int) -> None:
     n_others = min(n, n_others)
     if k < 1 or k >= n_others:
         raise InputError(f"k is {k}, and neighbors are looked for among {n_others} samples: ask for 1 to one less.")
@@ -191,6 +191,28 @@ def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, n_bootstrap: i
             f"n_anchors is {n_anchors}, of {n_others} samples, and n_bootstrap {n_bootstrap}: intervals need at least "
             f"{MIN_ANCHORS} anchors and 2 resamplings."
         )
+    if not 0 <= least <= 1:
+        raise InputError(f"least is {least}: it is a share of neighbors, from 0 to 1.")
+
+
+def _checked(
+    kernels: Mapping[str, GradientKernel] | Iterable[tuple[str, GradientKernel]],
+) -> Iterator[tuple[str, GradientKernel]]:
+    """Names and networks as they come, if there are at least two, and no two of one name."""
+    names: list[str] = []
+    for pair in kernels.items() if isinstance(kernels, Mapping) else kernels:
+        name, kernel = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, pair)
+        if not isinstance(name, str) or not isinstance(kernel, GradientKernel):
+            raise InputError(
+                f"Network {len(names)} is {type(kernel).__name__} by the name {name!r}, and results are told by name: "
+                "pass {'epoch 1': GradientKernel(model), ...}, or pairs of such."
+            )
+        names.append(name)
+        if name in names[:-1]:
+            raise InputError(f"Networks are {names}: pass at least two, of different names.")
+        yield name, kernel
+    if len(names) < 2:
+        raise InputError(f"Networks are {names}: pass at least two, of different names.")
 
 
 def _agreement(

@@ -257,14 +257,32 @@ def test_an_anchor_that_tells_nothing_does_not_count() -> None:
         (2, {"n_others": -1}, "among -1 samples"),
         (2, {"n_bootstrap": 1}, "at least 4 anchors and 2 resamplings"),
         (2, {"n_anchors": 3}, "at least 4 anchors and 2 resamplings"),
+        (2, {"least": 2}, "least is 2: it is a share"),
+        (2, {"least": float("nan")}, "least is nan: it is a share"),
     ],
 )
 def test_questions_that_make_no_sense(kernels: int, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         compare({str(seed): GradientKernel(network(seed)) for seed in range(kernels)}, inputs(), **options)
-    same = (("a", GradientKernel(network())) for _ in range(2))
+
+
+def test_networks_that_cannot_be_compared_are_noticed_when_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("kinsight.stability._view", lambda kernel, *rest: asked.append(kernel))
+    kernel = GradientKernel(network())
+    pair = ("a", kernel)
+    nameless: Any = ([kernel, kernel], [(1, kernel), (2, kernel)], ["ab", "cd"])
+    with pytest.raises(InputError, match=r"'a'\]: pass at least two"):
+        compare([pair], inputs())
     with pytest.raises(InputError, match="of different names"):
-        compare(same, inputs())
+        compare([pair, pair], inputs())
+    for wrong in nameless:
+        with pytest.raises(InputError, match="results are told by name"):
+            compare(iter(wrong), inputs())
+    assert not asked
+    with pytest.raises(InputError, match="of different names"):
+        compare(iter([pair, ("b", kernel), pair]), inputs())
+    assert len(asked) == 2
 
 
 def test_the_figure_shows_every_network(found: Stability, tmp_path: Path) -> None:
