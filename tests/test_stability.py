@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples, neighbors, soft_count
-from kinsight.agreement import Bootstrap, nearest, pearson, ranked, shared
+from kinsight.agreement import Agreement, Bootstrap, nearest, pearson, ranked, shared
 from kinsight.errors import IndexExistsError, InputError, ZeroGradientWarning
 from kinsight.explorer import trajectory, write_trajectory
 from kinsight.live import peak_bytes
@@ -286,7 +286,7 @@ def test_networks_that_cannot_be_compared_are_noticed_when_they_come(monkeypatch
 
 
 def test_the_figure_shows_every_network(found: Stability, tmp_path: Path) -> None:
-    hostile = replace(found, names=("<script>alert(1)</script>", 'a"b&c', "end"))
+    hostile = replace(found, names=("<script>alert(1)</script>", 'a"b&c', "end\x01\x1b\n\ud800"))
     for stability in (found, hostile):
         figure = trajectory(stability)
         root = ElementTree.fromstring(figure)
@@ -305,6 +305,24 @@ def test_the_figure_shows_every_network(found: Stability, tmp_path: Path) -> Non
     assert write_trajectory(path, found, overwrite=True) == path
     with pytest.raises(InputError, match=r"\.svg file"):
         write_trajectory(tmp_path / "run.png", found)
+    with pytest.raises(InputError, match="there is no folder"):
+        write_trajectory(tmp_path / "none" / "run.svg", found)
     two = compare({"a": nudged(0.1), "b": nudged(0.0)}, inputs(), k=5, n_anchors=20, n_bootstrap=10)
     with pytest.raises(InputError, match="at least three networks, and there are 2"):
         trajectory(two)
+
+
+def test_the_figure_leaves_out_what_is_undefined(found: Stability) -> None:
+    """Of four networks the second has no correlation of counts with the last: a gap between two parts of a curve."""
+    values = torch.full((4, 4), 0.8, dtype=torch.float64)
+    values[1, 3] = torch.nan
+    counts = Agreement(values, values - 0.1, values + 0.1)
+    whole = Agreement(*(each.nan_to_num(nan=0.5) for each in (counts.values, counts.low, counts.high)))
+    gap = replace(found, names=tuple("abcd"), counts=counts, similarities=whole, neighbors=whole, alignments=whole)
+    root = ElementTree.fromstring(trajectory(gap))
+
+    def drawn(tag: str) -> int:
+        return sum(each.tag.endswith(tag) for each in root.iter())
+
+    assert (drawn("circle"), drawn("polyline"), drawn("polygon")) == (4 * 3 - 1, 4 + 1, 4 + 1)
+    assert "nan" not in "".join(value for each in root.iter() for name, value in each.items() if name != "aria-label")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from itertools import groupby
+from math import isnan
 from pathlib import Path
 
 from kinsight.agreement import Agreement
@@ -30,16 +32,29 @@ def write_trajectory(path: str | Path, stability: Stability, *, overwrite: bool 
         overwrite: replace a file that is there.
 
     Raises:
-        InputError: the name ends in something else, or there are too few networks.
+        InputError, IndexExistsError: see `check_figure`.
+    """
+    path = Path(path)
+    check_figure(path, len(stability.names), overwrite=overwrite)
+    path.write_text(trajectory(stability), encoding="utf-8")
+    return path
+
+
+def check_figure(path: str | Path, n_networks: int, *, overwrite: bool = False) -> None:
+    """Whether a figure of so many networks can be written there: what `write_trajectory` asks, before all the work.
+
+    Raises:
+        InputError: the name ends in something else, its folder is not there, or there are too few networks.
         IndexExistsError: the file is there already.
     """
     path = Path(path)
+    _check_length(n_networks)
     if path.suffix != ".svg":
         raise InputError(f"{str(path)!r}: the figure is an .svg file.")
     if path.exists() and not overwrite:
         raise IndexExistsError(f"{str(path)!r} is there already: pass overwrite=True to replace it.")
-    path.write_text(trajectory(stability), encoding="utf-8")
-    return path
+    if not path.parent.is_dir():
+        raise InputError(f"{str(path)!r}: there is no folder {str(path.parent)!r} to write it into: make it first.")
 
 
 def trajectory(stability: Stability) -> str:
@@ -48,8 +63,7 @@ def trajectory(stability: Stability) -> str:
     Raises:
         InputError: there are fewer than three networks.
     """
-    if len(stability.names) < 3:
-        raise InputError(f"A trajectory needs at least three networks, and there are {len(stability.names)}.")
+    _check_length(len(stability.names))
     parts = [*_frame(stability)]
     for number, (name, color, label) in enumerate(_CURVES):
         parts += _curve(getattr(stability, name), color)
@@ -59,15 +73,20 @@ def trajectory(stability: Stability) -> str:
         parts.append(f'<text x="{x + 24}" y="{y}">{label}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" font-family="sans-serif" '
-        f'font-size="11" fill="#1f2328" role="img" aria-label="{escape(stability.summary(), quote=True)}">\n'
+        f'font-size="11" fill="#1f2328" role="img" aria-label="{_text(stability.summary())}">\n'
         f'<rect width="{WIDTH:g}" height="{HEIGHT:g}" fill="#ffffff"/>\n' + "\n".join(parts) + "\n</svg>\n"
     )
+
+
+def _check_length(n_networks: int) -> None:
+    if n_networks < 3:
+        raise InputError(f"A trajectory needs at least three networks, and there are {n_networks}: add checkpoints.")
 
 
 def _frame(stability: Stability) -> Iterator[str]:
     """Title, axes, names of networks, and from where neighbors can be trusted."""
     names, right = stability.names, WIDTH - _RIGHT
-    yield f'<text x="{_LEFT}" y="24" font-size="15" font-weight="600">Agreement with {escape(names[-1])}</text>'
+    yield f'<text x="{_LEFT}" y="24" font-size="15" font-weight="600">Agreement with {_text(names[-1])}</text>'
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _up(tick)
         yield f'<line x1="{_LEFT}" x2="{right}" y1="{y}" y2="{y}" stroke="#e4e1da"/>'
@@ -76,7 +95,7 @@ def _frame(stability: Stability) -> Iterator[str]:
     for place, name in enumerate(names):
         if place % step == 0 or place == len(names) - 1:
             x, y = _across(place, len(names)), HEIGHT - _BOTTOM + 16
-            shown = escape(name if len(name) <= 18 else f"…{name[-17:]}")
+            shown = _text(name if len(name) <= 18 else f"…{name[-17:]}")
             yield f'<text x="{x}" y="{y}" text-anchor="end" transform="rotate(-35 {x} {y})">{shown}</text>'
     if stability.trusted_from is not None:
         x = _across(names.index(stability.trusted_from), len(names))
@@ -87,16 +106,29 @@ def _frame(stability: Stability) -> Iterator[str]:
 
 
 def _curve(found: Agreement, color: str) -> Iterator[str]:
-    """One measure against the last network, with its interval as a band."""
+    """One measure against the last network, with its interval as a band; gaps where it is undefined."""
     t = len(found.values) - 1
     middle, low, high = (each[:t, t].tolist() for each in (found.values, found.low, found.high))
-    xs = [_across(place, t + 1) for place in range(t)]
-    band = [*zip(xs, high, strict=True), *reversed(list(zip(xs, low, strict=True)))]
-    yield f'<polygon points="{_points(band)}" fill="{color}" fill-opacity="0.13"/>'
-    curve = list(zip(xs, middle, strict=True))
-    yield f'<polyline points="{_points(curve)}" fill="none" stroke="{color}" stroke-width="2"/>'
-    for x, value in curve:
-        yield f'<circle cx="{x}" cy="{_up(value)}" r="3" fill="{color}"><title>{value:.3f}</title></circle>'
+    for run in _runs(middle):
+        xs = [_across(place, t + 1) for place in run]
+        band = [*((x, high[p]) for x, p in zip(xs, run, strict=True))]
+        band += [(x, low[p]) for x, p in zip(reversed(xs), reversed(run), strict=True)]
+        yield f'<polygon points="{_points(band)}" fill="{color}" fill-opacity="0.13"/>'
+        curve = [(x, middle[p]) for x, p in zip(xs, run, strict=True)]
+        yield f'<polyline points="{_points(curve)}" fill="none" stroke="{color}" stroke-width="2"/>'
+        for x, value in curve:
+            yield f'<circle cx="{x}" cy="{_up(value)}" r="3" fill="{color}"><title>{value:.3f}</title></circle>'
+
+
+def _runs(values: list[float]) -> list[list[int]]:
+    """Places of values that are numbers, one list for every stretch without a gap."""
+    places = [place for place, value in enumerate(values) if not isnan(value)]
+    return [[p for _, p in run] for _, run in groupby(enumerate(places), lambda pair: pair[1] - pair[0])]
+
+
+def _text(text: str) -> str:
+    """As XML takes it: control characters, which it does not, are replaced."""
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), quote=True)
 
 
 def _points(pairs: list[tuple[float, float]]) -> str:
@@ -108,6 +140,5 @@ def _across(place: int, n: int) -> float:
 
 
 def _up(value: float) -> float:
-    """Where a value from 0 to 1 lies; what is below 0, or not a number, is at the bottom."""
-    shown = min(max(value, 0.0), 1.0) if value == value else 0.0
-    return round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - shown), 1)
+    """Where a value from 0 to 1 lies; what is below 0 is at the bottom."""
+    return round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - min(max(value, 0.0), 1.0)), 1)
