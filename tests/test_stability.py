@@ -326,3 +326,18 @@ def test_the_figure_leaves_out_what_is_undefined(found: Stability) -> None:
 
     assert (drawn("circle"), drawn("polyline"), drawn("polygon")) == (4 * 3 - 1, 4 + 1, 4 + 1)
     assert "nan" not in "".join(value for each in root.iter() for name, value in each.items() if name != "aria-label")
+
+
+def test_long_names_of_many_files_fit_under_the_axis(found: Stability) -> None:
+    t = 40
+    whole = Agreement(*torch.full((3, t, t), 0.8, dtype=torch.float64))
+    names = tuple(f"runs/first/checkpoint-{number:05d}.safetensors" for number in range(t))
+    many = replace(found, names=names, counts=whole, similarities=whole, neighbors=whole, alignments=whole)
+    texts = [each for each in ElementTree.fromstring(trajectory(many)).iter() if each.tag.endswith("text")]
+    shown = [each.text for each in texts if "rotate" in each.attrib.get("transform", "")]
+    assert 8 <= len(shown) <= 12
+    assert shown[-1] == "…heckpoint-00038"
+    few = ElementTree.fromstring(trajectory(found))
+    assert not [each for each in few.iter() if "transform" in each.attrib]
+    titles = [each.text for each in few.iter() if each.tag.endswith("text")][:2]
+    assert titles == ["Agreement with end, the last", "5 nearest neighbors among 80 samples. Bands are 95 % intervals."]
