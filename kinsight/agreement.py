@@ -78,6 +78,10 @@ class Bootstrap:
 
         return self.interval(values.shape[1], measure)
 
+    def volatility(self, ranks: Tensor) -> Agreement:
+        """The mean over samples of their volatility, by ranks of [t n]; [1], ranks being those among what is drawn."""
+        return self.interval(ranks.shape[1], lambda weights: (volatility(ranks, weights) @ weights)[None])
+
     def alignments(self, matrices: Tensor) -> Agreement:
         """Centered alignments of [t a a]."""
         centered = without_diagonal(matrices)
@@ -95,6 +99,26 @@ def ranked(values: Tensor) -> Tensor:
     first = torch.searchsorted(ordered, values.contiguous())
     last = torch.searchsorted(ordered, values.contiguous(), right=True) - 1
     return (first + last).double() / 2
+
+
+def volatility(ranks: Tensor, weights: Tensor) -> Tensor:
+    """The standard deviation, over networks, of a sample's rank among samples that count by weights.
+
+    Args:
+        ranks: from 0, those of equal values their mean, [t n].
+        weights: of samples, adding up to 1, [n].
+
+    Returns:
+        [n]; ranks are from 0 to 1.
+
+    Example:
+        >>> volatility(torch.tensor([[0.0, 1, 2], [0, 2, 1]]), torch.full((3,), 1 / 3).double()).tolist()
+        [0.0, 0.25, 0.25]
+    """
+    n, level = ranks.shape[1], (2 * ranks).long()
+    equal = torch.zeros(len(ranks), 2 * n, dtype=weights.dtype).scatter_add_(1, level, weights.expand_as(level))
+    among = (equal.cumsum(dim=1) - equal / 2).gather(1, level)
+    return among.std(dim=0, correction=0) * n / (n - 1)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:

@@ -234,7 +234,7 @@ def _agreement(
     ranks = ranked(_on_grid(counts[:, is_known], TIE * len(ids)))
     volatility = torch.full((len(ids),), torch.nan, dtype=torch.float64)
     volatility[is_known] = (ranks / (ranks.shape[1] - 1)).std(dim=0, correction=0)
-    mean = bootstrap.interval(ranks.shape[1], lambda weights: (volatility[is_known] @ weights)[None])
+    mean = bootstrap.volatility(ranks)
     is_other = torch.arange(r) != torch.arange(a)[:, None]
     rows = [each[is_other].reshape(a, r - 1) for each in similarities]
     return Stability(

@@ -167,10 +167,10 @@ def test_ties_are_no_agreement() -> None:
 
 def covered(measure: str, truth: float, draw: Callable[[], Any], n: int = 100) -> int:
     """In how many of n draws of samples the interval holds the truth."""
-    generator, hits = torch.Generator().manual_seed(0), 0
+    generator, hits, place = torch.Generator().manual_seed(0), 0, 0 if measure == "volatility" else 1
     for _ in range(n):
         found = getattr(Bootstrap(200, generator), measure)(*draw())
-        hits += int(found.low[0, 1] <= truth <= found.high[0, 1])
+        hits += int(found.low.flatten()[place] <= truth <= found.high.flatten()[place])
     return hits
 
 
@@ -213,6 +213,18 @@ def test_intervals_of_means_cover() -> None:
         return [each[chosen] for each in chances], shared
 
     assert 90 <= covered("means", truth, draw) <= 100
+
+
+def test_intervals_of_volatility_cover() -> None:
+    """Four networks that see the same but for noise, from 60 samples: ranks among those drawn, not among all 60."""
+    generator = torch.Generator().manual_seed(0)
+
+    def values(n: int) -> tuple[Tensor]:
+        same = torch.randn(n, generator=generator, dtype=torch.float64)
+        return (ranked(same + 0.5 * torch.randn(4, n, generator=generator, dtype=torch.float64)),)
+
+    truth = float(Bootstrap(2, generator).volatility(*values(100_000)).values)
+    assert 90 <= covered("volatility", truth, lambda: values(60)) <= 100
 
 
 def test_intervals_of_many_networks_fit_in_memory() -> None:
