@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kinsight.agreement import Agreement, Bootstrap, pearson, ranked, shared
+from kinsight.agreement import TIE, Agreement, Bootstrap, nearest, pearson, ranked, shared
 from kinsight.density import soft_count
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel, Normalization
@@ -18,9 +19,12 @@ from kinsight.samples import Id, Samples
 
 RULE = (
     "the first network that shares, with every later one, and they with each other, at least {least:.0%} of the {k} "
-    "nearest neighbors (lower end of the 95 % interval)"
+    "nearest neighbors among {n_others:,} samples (lower end of the 95 % interval)"
 )
 """From when on neighbors are trusted."""
+
+MIN_ANCHORS = 4
+"""The similarities of fewer, centered, are all 0 off the diagonal: there is nothing to align."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +35,17 @@ class Stability:
         names: of the networks, in order.
         ids: of the samples, n of them.
         counts: rank correlation (Spearman) of soft counts.
-        similarities: rank correlation of a sample's similarities to others, mean over anchors.
+        similarities: rank correlation of a sample's similarities to others, mean over anchors (those that neither
+            network finds as similar to all others).
         neighbors: share of the k nearest neighbors in common, mean over anchors.
-        alignments: centered alignment of the similarities of anchors among themselves.
-        volatility: standard deviation, over networks, of a sample's rank by soft count, from 0 to 1; [n].
+        alignments: centered alignment of the similarities of different anchors.
+        volatility: standard deviation, over networks, of a sample's rank by soft count, from 0 to 1; [n]. nan where a
+            network has no gradient.
+        mean_volatility, mean_volatility_interval: over samples, and its 95 % interval by resampling them. That of one
+            sample has none: it is what these networks do with it, and no estimate.
         k: neighbors.
-        n_anchors: samples whose neighbors were looked at.
+        n_anchors: samples whose neighbors were looked for.
+        n_others: samples among which they were, anchors included; the more there are, the fewer are shared by chance.
         least: share of neighbors in common that counts as the same.
     """
 
@@ -47,14 +56,17 @@ class Stability:
     neighbors: Agreement
     alignments: Agreement
     volatility: Tensor
+    mean_volatility: float
+    mean_volatility_interval: tuple[float, float]
     k: int
     n_anchors: int
+    n_others: int
     least: float
 
     @property
     def rule(self) -> str:
         """What `trusted_from` means, in words."""
-        return RULE.format(least=self.least, k=self.k)
+        return RULE.format(least=self.least, k=self.k, n_others=self.n_others)
 
     @property
     def trusted_from(self) -> str | None:
@@ -74,10 +86,14 @@ class Stability:
     def summary(self) -> str:
         """In words."""
         last, counts = float(self.neighbors.values[-2, -1]), float(self.counts.values[-2, -1])
+        correlation = "no rank correlation" if isnan(counts) else f"a rank correlation of {counts:.2f}"
         trusted = f"from {self.trusted_from} on" if self.trusted_from else "not before the last network"
+        low, high = self.mean_volatility_interval
         return (
             f"The last two of {len(self.names)} networks share {last:.0%} of the {self.k} nearest neighbors, and their "
-            f"counts have a rank correlation of {counts:.2f}. Neighbors can be trusted {trusted}: {self.rule}."
+            f"counts have {correlation}. Over all networks, a sample's rank by count varies by "
+            f"{self.mean_volatility:.1%} of the data (standard deviation; mean over samples, {low:.1%} to {high:.1%}). "
+            f"Neighbors can be trusted {trusted}: {self.rule}."
         )
 
     def pairs(self) -> Iterator[dict[str, Any]]:
@@ -97,14 +113,12 @@ class _View:
     """How one network sees the data.
 
     Args:
-        counts: soft counts, [n].
-        rows: similarities of anchors to others but themselves, [a r].
-        anchors: among themselves, [a a].
+        counts: soft counts, [n]; nan where it has no gradient.
+        similarities: of anchors to others, of which they are the first, [a r].
     """
 
     counts: Tensor
-    rows: Tensor
-    anchors: Tensor
+    similarities: Tensor
 
 
 def compare(
@@ -122,14 +136,19 @@ def compare(
 ) -> Stability:
     """How far several networks agree on a data set: checkpoints of one training, or several trainings.
 
+    Samples for which a network has no gradient are left out, as anchors and as neighbors. Similarities that are alike
+    but for rounding tie, and what ties is no agreement.
+
     Args:
-        kernels: of the networks, by name, in order. Pairs may be made one by one: one at a time is held.
+        kernels: of the networks, by name, in order. Pairs may be made one by one: one at a time is held, and one that
+            cannot be compared is noticed when it comes.
         data: whatever `Samples` takes.
         k: nearest neighbors that are compared.
         normalization: 'whitened' or 'flat' similarity.
         n_anchors: random samples whose neighbors are looked for.
-        n_others: random samples among which they are, anchors included; all where there are fewer.
-        least: share of neighbors in common that counts as the same.
+        n_others: random samples among which they are, anchors included; all where there are fewer. What is found
+            depends on it: k of few are other neighbors than k of many.
+        least: share of neighbors in common that counts as the same, from 0 to 1.
         n_bootstrap: resamplings for the intervals.
         seed: of all that is random.
         progress: whether to show a progress bar.
@@ -138,51 +157,105 @@ def compare(
         `Stability`.
 
     Raises:
-        InputError: fewer than two networks, two of one name, or more neighbors than samples.
+        InputError: fewer than two networks, two of one name or one without; more neighbors than samples, or than
+            samples with gradients; numbers that make no sense.
 
     Reference:
-        Cortes, Mohri, Rostamizadeh (2012), "Algorithms for learning kernels based on centered alignment"; Efron (1979),
-        "Bootstrap methods: another look at the jackknife".
+        Cortes, Mohri, Rostamizadeh (2012), "Algorithms for learning kernels based on centered alignment"; Székely,
+        Rizzo (2014), "Partial distance correlation with methods for dissimilarities"; Efron (1979), "Bootstrap
+        methods: another look at the jackknife".
     """
     samples = Samples.wrap(data)
+    _check_numbers(len(samples), k, n_anchors, n_others, least, n_bootstrap)
     generator = torch.Generator().manual_seed(seed)
     others = torch.randperm(len(samples), generator=generator)[:n_others]
-    anchors = others[:n_anchors]
-    if k < 1 or k >= len(others):
-        raise InputError(f"k is {k}, and neighbors are looked for among {len(others)} samples: ask for 1 to one less.")
-    if n_anchors < 2 or n_bootstrap < 2:
-        raise InputError(f"n_anchors is {n_anchors} and n_bootstrap {n_bootstrap}: intervals need at least 2 of each.")
-    named = kernels.items() if isinstance(kernels, Mapping) else kernels
+    named: Iterable[tuple[str, GradientKernel]] = _checked(kernels)
+    if isinstance(kernels, Sized):  # all are there: all are checked before the first is asked
+        named = list(named)
     names, views = [], []
-    with progress_bar("networks", len(kernels) if isinstance(kernels, Mapping) else 0, is_shown=progress) as advance:
+    n_networks = len(kernels) if isinstance(kernels, Sized) else 0
+    with progress_bar("networks", n_networks, is_shown=progress) as advance:
         for name, kernel in named:
             names.append(name)
-            views.append(_view(kernel, samples, anchors, others, normalization))
+            views.append(_view(kernel, samples, others[:n_anchors], others, normalization))
             advance(1)
-    if len(names) < 2 or len(set(names)) < len(names):
+    return _agreement(names, views, samples.ids, others, Bootstrap(n_bootstrap, generator), k, least)
+
+
+def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, least: float, n_bootstrap: int) -> None:
+    n_others = min(n, n_others)
+    if k < 1 or k >= n_others:
+        raise InputError(f"k is {k}, and neighbors are looked for among {n_others} samples: ask for 1 to one less.")
+    if min(n_anchors, n_others) < MIN_ANCHORS or n_bootstrap < 2:
+        raise InputError(
+            f"n_anchors is {n_anchors}, of {n_others} samples, and n_bootstrap {n_bootstrap}: intervals need at least "
+            f"{MIN_ANCHORS} anchors and 2 resamplings."
+        )
+    if not 0 <= least <= 1:
+        raise InputError(f"least is {least}: it is a share of neighbors, from 0 to 1.")
+
+
+def _checked(
+    kernels: Mapping[str, GradientKernel] | Iterable[tuple[str, GradientKernel]],
+) -> Iterator[tuple[str, GradientKernel]]:
+    """Names and networks as they come, if there are at least two, and no two of one name."""
+    names: list[str] = []
+    for pair in kernels.items() if isinstance(kernels, Mapping) else kernels:
+        name, kernel = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, pair)
+        if not isinstance(name, str) or not isinstance(kernel, GradientKernel):
+            raise InputError(
+                f"Network {len(names)} is {type(kernel).__name__} by the name {name!r}, and results are told by name: "
+                "pass {'epoch 1': GradientKernel(model), ...}, or pairs of such."
+            )
+        names.append(name)
+        if name in names[:-1]:
+            raise InputError(f"Networks are {names}: pass at least two, of different names.")
+        yield name, kernel
+    if len(names) < 2:
         raise InputError(f"Networks are {names}: pass at least two, of different names.")
-    return _agreement(names, views, samples, Bootstrap(n_bootstrap, generator), k, least)
 
 
 def _agreement(
-    names: list[str], views: list[_View], samples: Samples, bootstrap: Bootstrap, k: int, least: float
+    names: list[str],
+    views: list[_View],
+    ids: tuple[Id, ...],
+    others: Tensor,
+    bootstrap: Bootstrap,
+    k: int,
+    least: float,
 ) -> Stability:
     """What they have in common. Samples that one of them finds undefined are left out."""
     counts = torch.stack([view.counts for view in views])
     is_known = ~counts.isnan().any(dim=0)
-    ranks = ranked(counts[:, is_known])
-    volatility = torch.full((len(samples),), torch.nan, dtype=torch.float64)
-    volatility[is_known] = (ranks / max(1, int(is_known.sum()) - 1)).std(dim=0, correction=0)
-    is_known = ~torch.stack([view.rows.isnan().all(dim=1) for view in views]).any(dim=0)
-    rows = [view.rows[is_known].nan_to_num(nan=-1.0) for view in views]
+    columns = is_known[others]
+    similarities = [view.similarities[columns[: len(view.similarities)]][:, columns] for view in views]
+    a, r = similarities[0].shape
+    _check_known(dict(zip(names, counts.isnan().sum(dim=1).tolist(), strict=True)), len(ids), a, r, k)
+    ranks = ranked(_on_grid(counts[:, is_known], TIE * len(ids)))
+    volatility = torch.full((len(ids),), torch.nan, dtype=torch.float64)
+    volatility[is_known] = (ranks / (ranks.shape[1] - 1)).std(dim=0, correction=0)
+    mean = bootstrap.volatility(ranks)
+    is_other = torch.arange(r) != torch.arange(a)[:, None]
+    rows = [each[is_other].reshape(a, r - 1) for each in similarities]
     return Stability(
-        names=tuple(names), ids=samples.ids, k=k, n_anchors=int(is_known.sum()), least=least,
+        names=tuple(names), ids=ids, k=k, n_anchors=a, n_others=r, least=least,
         counts=bootstrap.correlations(ranks),
         similarities=bootstrap.means([ranked(each) for each in rows], pearson),
-        neighbors=bootstrap.means([each.topk(k, dim=1).indices for each in rows], shared),
-        alignments=bootstrap.alignments(torch.stack([view.anchors[is_known][:, is_known] for view in views])),
+        neighbors=bootstrap.means([nearest(each, k) for each in rows], shared),
+        alignments=bootstrap.alignments(torch.stack([each[:, :a] for each in similarities])),
         volatility=volatility,
+        mean_volatility=float(mean.values), mean_volatility_interval=(float(mean.low), float(mean.high)),
     )  # fmt: skip
+
+
+def _check_known(n_undefined: dict[str, int], n: int, n_anchors: int, n_others: int, k: int) -> None:
+    if n_anchors < MIN_ANCHORS or n_others <= k:
+        without = ", ".join(f"{name!r} for {count} of {n}" for name, count in n_undefined.items() if count)
+        raise InputError(
+            f"Of the samples drawn, {n_others} have a gradient in every network, {n_anchors} of them anchors: {k} "
+            f"neighbors and intervals need {k + 1} and {MIN_ANCHORS}. Without a gradient is {without}. Leave networks "
+            "out that have none, ask for fewer neighbors, or raise n_others and n_anchors."
+        )
 
 
 def _view(
@@ -193,5 +266,9 @@ def _view(
     found = torch.empty(len(anchors), len(others), dtype=torch.float64)
     for r, c, block in kernel.similarity_blocks(few, many, normalization):
         found[r, c] = block.cpu().double()
-    is_other = torch.arange(len(others)) != torch.arange(len(anchors))[:, None]
-    return _View(counts, found[is_other].reshape(len(anchors), -1), found[:, : len(anchors)])
+    return _View(counts.cpu().double(), _on_grid(found, TIE))
+
+
+def _on_grid(values: Tensor, step: float) -> Tensor:
+    """Values rounded to multiples of a step, so that what is alike but for rounding errors is alike."""
+    return (values / step).round() * step

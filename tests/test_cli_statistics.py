@@ -109,15 +109,41 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert found["trusted_from"] == "first.safetensors"
     assert found["rows"][0]["neighbors"] > 0.9
+    assert (found["n_anchors"], found["n_others"]) == (40, 40)
+    to_files = ("--by-sample", "--out", "rows.csv", "--figure", "run.svg", "--n-others", "30")
+    samples = answer(capsys, *asked, *to_files)
+    rows = [line.split(",") for line in (folder / "rows.csv").read_text().splitlines()]
+    assert rows[0] == ["id", "volatility"]
+    assert [int(id_) for id_, _ in rows[1:]] == list(range(40))
+    assert sum(float(value) for _, value in rows[1:]) / 40 == pytest.approx(samples["mean_volatility"])
+    assert samples["mean_volatility_interval"][0] < samples["mean_volatility"]
+    assert samples["n_others"] == 30
+    assert (folder / "run.svg").read_text().startswith("<svg")
     status, out, err = run(capsys, *asked[: -len(QUIET)], *QUIET[1:])
     assert status == 0
     assert "Neighbors can be trusted from first.safetensors on: the first network that shares" in err
     assert len(out.splitlines()) == 4
-    assert run(capsys, *asked, "--figure", "run.svg")[0] == 0
-    assert (folder / "run.svg").read_text().startswith("<svg")
-    status, _, err = run(capsys, "compare", "shop:classes", "npz:classes.npz", *weights[:2], *QUIET)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ("a", (), "two or more"), ("aba", (), "name each of the weights once"),
+        ("ab", ("--figure", "run.svg"), "at least three networks"),
+        ("abc", ("--figure", "classes.npz"), "is an .svg file"),
+        ("abc", ("--figure", "there.svg"), "is there already"),
+        ("abc", ("--figure", "none/run.svg"), "there is no folder 'none'"),
+    ],
+)  # fmt: skip
+def test_compare_refuses_before_it_works(
+    names: str, options: tuple[str, ...], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of the weights is there: nothing was read yet."""
+    (folder / "there.svg").write_text("a picture")
+    weights = [item for name in names for item in ("--with", name)]
+    status, _, err = run(capsys, "compare", "shop:classes", "npz:classes.npz", *weights, *options, *QUIET)
     assert (status, err.count("\n")) == (2, 1)
-    assert "two or more" in err
+    assert message in err
 
 
 def test_labels_of_several_checkpoints_and_conflicts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,9 +26,15 @@ def print_comparison(
         list[Path] | None, typer.Option("--with", help="Weights that are compared, in order; may be repeated.")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--n-neighbors", min=1, help="Nearest neighbors that are compared.")] = 10,
-    n_anchors: Annotated[int, typer.Option(min=2, help="Random samples whose neighbors are compared.")] = 256,
+    n_anchors: Annotated[int, typer.Option(min=4, help="Random samples whose neighbors are compared.")] = 256,
+    n_others: Annotated[
+        int, typer.Option(min=4, help="Random samples among which neighbors are looked for; results depend on it.")
+    ] = 2048,
     least: Annotated[float, typer.Option(min=0, max=1, help="Share of neighbors that counts as the same.")] = 0.5,
     normalization: OptionalNormalization = None,
+    by_sample: Annotated[
+        bool, typer.Option("--by-sample", help="Rows are samples, with their volatility, in place of pairs.")
+    ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Write a figure of all networks against the last one to this .svg file.")
     ] = None,
@@ -39,6 +45,12 @@ def print_comparison(
 
     if options.checkpoint is not None or not checkpoints or len(checkpoints) < 2:
         raise InputError("Name the weights that are compared with --with, two or more, and none with --checkpoint.")
+    if len(set(checkpoints)) < len(checkpoints):
+        raise InputError(f"--with names {', '.join(map(str, checkpoints))}: name each of the weights once.")
+    if figure is not None:
+        from kinsight.explorer.trajectory import check_figure, write_trajectory
+
+        check_figure(figure, len(checkpoints))
 
     def kernels() -> Iterator[tuple[str, GradientKernel]]:
         for path in checkpoints:
@@ -47,13 +59,14 @@ def print_comparison(
     samples = samples_of(data, options, limit=options.limit)
     chosen = normalization or Similarity.flat
     found = compare(
-        kernels(), samples, k=k, n_anchors=n_anchors, least=least, normalization=chosen.value, seed=options.seed
-    )
+        kernels(), samples, k=k, n_anchors=n_anchors, n_others=n_others, least=least, normalization=chosen.value,
+        seed=options.seed,
+    )  # fmt: skip
     if figure is not None:
-        from kinsight.explorer.trajectory import write_trajectory
-
         write_trajectory(figure, found)
     print_rows(
-        found.pairs(), as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(),
-        normalization=chosen.value, k=k, n_anchors=found.n_anchors, trusted_from=found.trusted_from, rule=found.rule,
+        found.rows() if by_sample else found.pairs(), as_json=options.as_json, is_quiet=options.quiet, out=out,
+        summary=found.summary(), normalization=chosen.value, k=k, n_anchors=found.n_anchors, n_others=found.n_others,
+        mean_volatility=found.mean_volatility, mean_volatility_interval=found.mean_volatility_interval,
+        trusted_from=found.trusted_from, rule=found.rule,
     )  # fmt: skip
