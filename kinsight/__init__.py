@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kinsight.sketch import Sketch, sketch
     from kinsight.stability import compare
     from kinsight.uncertainty import signed_support, uncertainty
+    from kinsight.watching import SimilarityWatcher
 
 __all__ = [
     "Batch",
@@ -30,6 +31,7 @@ __all__ = [
     "Plan",
     "Samples",
     "SimilarityLoss",
+    "SimilarityWatcher",
     "Sketch",
     "averages",
     "compare",
@@ -55,6 +57,7 @@ _HOME = {
     "Plan": "plan",
     "Samples": "samples",
     "SimilarityLoss": "loss",
+    "SimilarityWatcher": "watching",
     "Sketch": "sketch",
     "averages": "averages",
     "compare": "stability",

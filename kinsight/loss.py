@@ -22,7 +22,7 @@ from kinsight.errors import InputError, SampleTypeError, SlowAttentionWarning, U
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.outputs import OutputFunction
 from kinsight.pairs import Augmented, Pairing, PairSource, paired, pairing_of
-from kinsight.second_order import Attention, as_used, twice_differentiable
+from kinsight.second_order import Attention, as_used, twice_differentiable, unwrapped
 from kinsight.unit_gradients import warn_undefined
 
 Route = Literal["auto", "pairs", "groups"]
@@ -139,7 +139,7 @@ class SimilarityLoss:
                 "route='groups' never looks at single pairs, and those that are apart cost something each."
             )
         self.kernel = GradientKernel(
-            _unwrapped(model), output, parameters=parameters, batch_size=batch_size, max_outputs=max_outputs,
+            unwrapped(model), output, parameters=parameters, batch_size=batch_size, max_outputs=max_outputs,
             max_bytes=max(1, max_bytes // GRAPH_SHARE),
         )  # fmt: skip
         _refuse_half(self.kernel)
@@ -281,17 +281,6 @@ def _cost(found: Enforced, dissimilar_weight: float) -> float:
     """What all pairs cost; those that there are none of, nothing."""
     alike = 0.0 if math.isnan(found.similarity) else 1 - found.similarity
     return alike + (0.0 if math.isnan(found.excess) else dissimilar_weight * found.excess)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model: of what torch.compile and data parallel training wrap."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
 
 
 def _refuse_half(kernel: GradientKernel) -> None:

@@ -122,6 +122,17 @@ def inverse_roots(own: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
     return roots, ranks
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own model: of what torch.compile and data parallel training wrap."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 @contextlib.contextmanager
 def as_used(model: nn.Module) -> Iterator[None]:
     """The model as it will be used, whatever mode it is trained in: every module in eval mode, and back."""

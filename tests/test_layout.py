@@ -80,6 +80,8 @@ ORDER = [
     "baselines",
     "agreement",
     "stability",
+    "watching",
+    "callbacks",
     "identity",
     "rows",
     "about",

@@ -26,6 +26,7 @@ PUBLIC_NAMES = [
     "Plan",
     "Samples",
     "SimilarityLoss",
+    "SimilarityWatcher",
     "Sketch",
     "averages",
     "compare",
