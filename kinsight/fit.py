@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinsight.averages import Averages, Labels, averages
-from kinsight.errors import InputError, TargetError
+from kinsight.averages import Averages, Labels, averages_among
+from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
@@ -189,8 +189,11 @@ def fit_map(
     Raises:
         TargetError: no targets, or the network says something that cannot be compared with them.
         InputError: the power is not positive, or groups are not one a sample.
+        UnknownNameError: there is no such normalization, or task.
     """
     check_power(power)
+    if normalization not in ("whitened", "flat"):
+        raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
     samples = Samples.wrap(data)
     targets = known_targets(samples)
     labels = Labels.of(kernel, samples, task)
@@ -209,8 +212,10 @@ def check_comparable(labels: Labels) -> None:
     """
     if labels.kind is None:
         raise TargetError(
-            "The network's outputs cannot be compared with the targets: residuals need a logit a class, or an output a "
-            "value. Pass output= and targets that belong together."
+            "The network's outputs cannot be compared with the targets, and residuals are differences of the two. "
+            "Classes need logits, one for each: output='logits'; what a callable gives is not known to be logits, so "
+            "let the model return them itself. Values need as many outputs as a target has numbers: output='logits', "
+            "or a callable."
         )
 
 
@@ -291,7 +296,9 @@ def _measured(
 ) -> Around:
     if power == 1:
         return Around.by_averages(
-            averages(kernel, samples, weighting=normalization, include_self=False, progress=progress)
+            averages_among(
+                kernel, samples, labels, None, weighting=normalization, include_self=False, progress=progress
+            )
         )
     pairs = kernel.similarity_blocks(samples, None, normalization)
     batches = samples.batches(kernel.block_size(samples))

@@ -24,6 +24,10 @@ class OutputFunction(ABC):
 
     needs_targets = False
     is_estimate = False
+    is_logits = False
+    """Whether their softmax is what the network says of classes."""
+    is_values = False
+    """Whether they are what the network says of values, where they are as many as the numbers of a target."""
 
     @abstractmethod
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
@@ -39,6 +43,8 @@ class OutputFunction(ABC):
 class logits(OutputFunction):  # noqa: N801 (read as a function: output=logits())
     """What the model returns: class scores before the softmax, or the values of a regression. [n] or [n c]."""
 
+    is_logits = is_values = True
+
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         return unwrap(returned)
 
@@ -46,6 +52,8 @@ class logits(OutputFunction):  # noqa: N801 (read as a function: output=logits()
 @dataclass(frozen=True)
 class centered_logits(OutputFunction):  # noqa: N801
     """z_c - mean_c z_c. Their sum is 0, so K(x, x) has rank c - 1. [n c]."""
+
+    is_logits = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         scores = class_scores(returned, self.name)
@@ -55,6 +63,8 @@ class centered_logits(OutputFunction):  # noqa: N801
 @dataclass(frozen=True)
 class log_probs(OutputFunction):  # noqa: N801
     """log softmax(z). sum_c p_c grad log p_c = 0, so K(x, x) has rank c - 1. [n c]."""
+
+    is_logits = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         return _log_softmax(class_scores(returned, self.name))
@@ -175,6 +185,7 @@ class pooled(OutputFunction):  # noqa: N801
     over: Literal["mean", "sum", "center"] | Callable[[Tensor], Tensor] = "mean"
     of: Callable[[Any], Tensor] | None = None
     channel_axis: int = 1
+    is_values = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         dense = unwrap(returned) if self.of is None else self.of(returned)
@@ -200,9 +211,10 @@ class pooled(OutputFunction):  # noqa: N801
 
 @dataclass(frozen=True)
 class custom(OutputFunction):  # noqa: N801
-    """Any callable on what the model returns. [n] or [n c]."""
+    """Any callable on what the model returns, taken for values where it is compared with targets. [n] or [n c]."""
 
     function: Callable[[Any], Tensor]
+    is_values = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         return self.function(returned)
@@ -239,6 +251,12 @@ def resolve_output(output: str | OutputFunction | Callable[[Any], Tensor]) -> Ou
     if callable(output):
         return custom(cast("Callable[[Any], Tensor]", output))
     raise SampleTypeError(f"output is a {type(output).__name__}: pass a name ({', '.join(OUTPUTS)}) or a callable.")
+
+
+def kind_of_output(name: str) -> type[OutputFunction]:
+    """The class of an output function, by the name that an index keeps; for those of others the common one."""
+    found = custom if name == custom.__name__ else OUTPUTS.get(name)
+    return OutputFunction if found is None else found
 
 
 def evaluate(output: OutputFunction, returned: Any, targets: Tensor | None, n: int) -> Tensor:

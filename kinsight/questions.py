@@ -22,6 +22,7 @@ from kinsight.kernel import GradientKernel
 from kinsight.labels import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
 from kinsight.leave_one_out import by_features
 from kinsight.neighbors import self_positions
+from kinsight.outputs import kind_of_output
 from kinsight.progress import progress_bar
 from kinsight.samples import Samples
 from kinsight.sketch import sketch
@@ -258,5 +259,5 @@ class Questions(Contents):
         return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
 
     def _labels(self, task: Task | None) -> Labels:
-        name: str = self.about["kernel"]["output"].partition("(")[0]
-        return Labels.among(self.targets, self.outputs.shape[1], name, task)
+        output = kind_of_output(self.about["kernel"]["output"].partition("(")[0])
+        return Labels.among(self.targets, self.outputs.shape[1], output, task)

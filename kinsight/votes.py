@@ -43,6 +43,21 @@ def known_targets(samples: Samples) -> Tensor:
     return targets
 
 
+def task_of(targets: Tensor, task: Task | None = None) -> Task:
+    """The task that is named, or by the targets' type: floating-point numbers are values, integers classes.
+
+    Raises:
+        TargetError: classes are no integers [n], or negative.
+        UnknownNameError: there is no such task.
+    """
+    if task not in (None, "classification", "regression"):
+        raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
+    found: Task = task or ("regression" if targets.is_floating_point() else "classification")
+    if found == "classification":
+        check_classes(targets)
+    return found
+
+
 def check_classes(targets: Tensor) -> None:
     """Raise where targets are no class numbers.
 
@@ -82,14 +97,11 @@ class Ballots:
             TargetError: classes are no integers [n], or negative.
             UnknownNameError: there is no such task.
         """
-        task = task or ("regression" if targets.is_floating_point() else "classification")
-        if task == "classification":
-            check_classes(targets)
+        found = task_of(targets, task)
+        if found == "classification":
             classes, values = torch.unique(targets.long(), return_inverse=True)
-            return Ballots(targets, task, classes, values)
-        if task != "regression":
-            raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
-        return Ballots(targets, task, None, targets.double().reshape(len(targets), -1))
+            return Ballots(targets, found, classes, values)
+        return Ballots(targets, found, None, targets.double().reshape(len(targets), -1))
 
     def __len__(self) -> int:
         return len(self.values)

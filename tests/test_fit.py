@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples
-from kinsight.errors import InputError, TargetError
+from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.fit import MEANINGS, FitMap, Splits, fit_map
 
 
@@ -83,6 +83,38 @@ def test_numbers_by_hand() -> None:
         assert found.splits.count == pytest.approx(float(found.counts.quantile(0.1)))
 
 
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_whole_numbers_can_be_values(power: float) -> None:
+    """What the targets' type is does not matter once a task is named: labels are read once."""
+    x, y = blobs()
+    several = torch.stack([y, 3 * y, 1 - y], dim=1)
+    for targets, c in ((y, 1), (several, 3)):
+        kernel = GradientKernel(trained(x, y, 1, 2)[:2].append(nn.Linear(64, c).double()))  # type: ignore[index]
+        found = fit_map(kernel, Samples(x, targets), task="regression", power=power)
+        truth = fit_map(kernel, Samples(x, targets.double()), power=power)
+        for name in ("counts", "variances", "disagreements", "residuals"):
+            assert torch.equal(getattr(found, name), getattr(truth, name)), name
+        assert found.disagreements.shape == (203,)
+        assert (found.regimes, found.groups) == (truth.regimes, None)
+
+
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_classes_by_name_of_the_task(power: float) -> None:
+    x, y = blobs()
+    kernel = GradientKernel(trained(x, y, 1, 2))
+    named, unnamed = (fit_map(kernel, Samples(x, y), task=task, power=power) for task in ("classification", None))
+    assert torch.equal(named.residuals, unnamed.residuals)
+    assert named.regimes == unnamed.regimes
+
+
+def test_what_a_callable_gives_is_not_known_to_be_logits() -> None:
+    x, y = blobs()
+    model = trained(x, y, 1, 2)
+    with pytest.raises(TargetError, match=r"Classes need logits, one for each: output='logits'; what a callable"):
+        fit_map(GradientKernel(model, lambda returned: returned), Samples(x, y))
+    assert len(fit_map(GradientKernel(model, "log_probs"), Samples(x, y), power=1)) == 203
+
+
 def test_values() -> None:
     x, _ = blobs()
     y = x[:, 0].sin()
@@ -119,10 +151,14 @@ def test_every_regime(numbers: tuple[float, float, float, float], regime: str) -
     assert regime in MEANINGS
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"power": 0}, InputError, "must be positive"),
+        ({"task": "regresion"}, UnknownNameError, "task 'regresion' is unknown"),
+        ({"task": "regresion", "power": 1}, UnknownNameError, "task 'regresion' is unknown"),
+        ({"normalization": "kernel", "power": 1}, UnknownNameError, "normalization 'kernel' is unknown"),
         ({"groups": [1, 2]}, InputError, "2 groups and 203 samples"),
     ],
 )
