@@ -14,7 +14,7 @@ from kinsight.averages import Averages, Labels
 from kinsight.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.contents import Contents
 from kinsight.denoising_sums import DenoisingSums, denoising_sums
-from kinsight.density import Counts
+from kinsight.density import Counts, Thresholds, thresholds_of
 from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
 from kinsight.identity import check_identity
@@ -71,7 +71,7 @@ class Questions(Contents):
 
     def hard_count(
         self,
-        thresholds: float | Sequence[float] = 0.5,
+        thresholds: Thresholds = 0.5,
         *,
         queries: Any = None,
         kernel: GradientKernel | None = None,
@@ -82,12 +82,16 @@ class Questions(Contents):
         """The hard count of every sample, or query, from the cosines of sketches: [n], or [n k] for k thresholds.
 
         Its error is what follows from cosines whose errors are normal, as large as the index's, and partly common.
+        Copies have cosines a few roundings below 1, and are not above a threshold that is as close to 1.
+
+        Raises:
+            InputError: there are no thresholds, or one is nan.
         """
-        taus = thresholds if isinstance(thresholds, Sequence) else [thresholds]
+        taus, is_single = thresholds_of(thresholds)
         strangers = self._strangers(queries, kernel, data)
-        count = functools.partial(hard_counts, thresholds=taus)
+        count = functools.partial(hard_counts, taus=taus)
         counts = self._counts(count, strangers, include_self=include_self, progress=progress)
-        return counts if isinstance(thresholds, Sequence) else counts.column(0)
+        return counts.column(0) if is_single else counts
 
     def power_count(
         self,

@@ -1,11 +1,15 @@
 """Counts and label suspects from an index are those of the kernel, within the error they state."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kinsight import GradientKernel, Index, Samples, hard_count, label_suspects, power_count, soft_count
 from kinsight.errors import InputError, TargetError, ZeroGradientWarning
@@ -75,6 +79,38 @@ def test_hard_counts(built: Any, include_self: bool) -> None:
     assert torch.equal(index.hard_count(0.3, include_self=include_self).values, found.values[:, 1])
 
 
+@pytest.mark.parametrize("thresholds", [[0.1, 0.5], (0.1, 0.5), np.array([0.1, 0.5]), torch.tensor([0.1, 0.5])])
+def test_thresholds_are_a_list_of_any_kind(built: Any, thresholds: Any) -> None:
+    kernel, samples, index = built
+    found = [index.hard_count(thresholds), hard_count(kernel, samples, thresholds=thresholds, normalization="flat")]
+    single = [index.hard_count(0.5), hard_count(kernel, samples, thresholds=np.float64(0.5), normalization="flat")]
+    for several, one in zip(found, single, strict=True):
+        assert several.values.shape == (N, 2)
+        assert torch.equal(several.values[:, 1], one.values)
+    assert index.hard_count(torch.tensor(0.5)).values.shape == (N,)
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many numbers the largest tensor has that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(each.numel() for each in tree_leaves(found) if isinstance(each, Tensor))])
+        return found
+
+
+def test_memory_does_not_grow_with_the_number_of_thresholds(built: Any) -> None:
+    """No tensor is larger than three blocks of all pairs, whatever the number of thresholds."""
+    kernel, samples, index = built
+    taus = torch.linspace(-1, 1, 40)
+    for count in (index.hard_count, functools.partial(hard_count, kernel, samples)):
+        with LargestTensor() as seen:
+            count(thresholds=taus)
+        assert seen.largest <= max(3 * N**2, N * DIM)
+
+
 def test_power_counts(built: Any) -> None:
     kernel, samples, index = built
     truth = power_count(kernel, samples, power=4, normalization="flat")
@@ -113,8 +149,12 @@ def test_zero_gradients_have_no_counts(tmp_path: Path) -> None:
 
 def test_questions_that_make_no_sense(built: Any, tmp_path: Path) -> None:
     kernel, samples, index = built
-    with pytest.raises(InputError, match="is nan"):
-        index.hard_count(float("nan"))
+    for count in (index.hard_count, functools.partial(hard_count, kernel, samples)):
+        with pytest.raises(InputError, match="is nan"):
+            count(thresholds=float("nan"))
+        for table, shape in (([], "0"), (torch.zeros(2, 2), "2, 2")):
+            with pytest.raises(InputError, match=rf"thresholds are \[{shape}\]: pass one similarity, or a list"):
+                count(thresholds=table)
     with pytest.raises(InputError, match="must be positive"):
         index.power_count(0)
     with pytest.raises(InputError, match="must be positive"):
