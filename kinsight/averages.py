@@ -217,11 +217,6 @@ class Labels:
         return self.values.shape[1]
 
     @property
-    def spread(self) -> float:
-        """Variance of the labels, summed up over axes."""
-        return float((self.values - self.center).square().sum(dim=1).mean())
-
-    @property
     def n_columns(self) -> int:
         """Of what is averaged."""
         return 1 + self.d + (self.classes is None) + 2 * self.d * (self.kind is not None)

@@ -20,6 +20,7 @@ from kinsight.knn import TABLE, NeighborTable
 from kinsight.labels import LabelSuspects
 from kinsight.neighbors import Neighbors
 from kinsight.rows import ROWS
+from kinsight.votes import names_of_classes
 
 if TYPE_CHECKING:
     from kinsight.index import Index
@@ -226,9 +227,8 @@ def flattened(index: Index) -> Tensor:
 
 def _named(labels: Tensor, class_names: list[str] | None) -> pa.Array:
     numbers = labels.tolist()
-    if class_names and labels.dim() == 1 and not labels.is_floating_point():
-        return pa.array([class_names[i] if 0 <= i < len(class_names) else str(i) for i in numbers])
-    return pa.array(numbers)
+    is_classes = labels.dim() == 1 and not labels.is_floating_point()
+    return pa.array(names_of_classes(numbers, class_names) if is_classes else numbers)
 
 
 def _neighbor_column(table: NeighborTable) -> pa.Array:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from kinsight.sketch import sketch
 from kinsight.sketched import averages_of, support_of
 from kinsight.uncertainty import Support
 from kinsight.unit_gradients import warn_undefined
-from kinsight.votes import Ballots, Task, check_power, shares_of
+from kinsight.votes import Ballots, Task, check_power, check_targets, shares_of
 
 
 class Questions(Contents):
@@ -177,7 +178,7 @@ class Questions(Contents):
             TargetError: the index has no targets, or of the wrong kind.
         """
         check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
-        ballots, pairs = Ballots.of(self.targets, task), functools.partial(cosines, self.store)
+        ballots, pairs = Ballots.of(self._known_targets(), task), functools.partial(cosines, self.store)
         total = MeanVerdict(len(self), ballots.n_columns)
         for index in (self, *others):
             if index.ids != self.ids:
@@ -203,8 +204,9 @@ class Questions(Contents):
     ) -> LabelConflicts:
         """Near-duplicates with different labels, by the cosines of sketches; see `kinsight.label_conflicts`."""
         return conflicts_among(
-            functools.partial(cosines, self.store), self.ids, Ballots.of(self.targets, task), least=least,
-            n_conflicts=n_conflicts, least_difference=least_difference, error=self.error, progress=progress,
+            functools.partial(cosines, self.store), self.ids, Ballots.of(self._known_targets(), task), least=least,
+            n_conflicts=n_conflicts, least_difference=least_difference, precision=torch.float32, error=self.error,
+            progress=progress,
         )  # fmt: skip
 
     def averages(self, *, include_self: bool = True, task: Task | None = None) -> Averages:
@@ -237,7 +239,7 @@ class Questions(Contents):
         self,
         *,
         power: float = 8.0,
-        groups: Sequence[Any] | None = None,
+        groups: Sequence[Any] | Tensor | np.ndarray | None = None,
         splits: Splits | None = None,
         task: Task | None = None,
         progress: bool = False,
@@ -262,6 +264,11 @@ class Questions(Contents):
         names = self.about["class_names"]
         return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
 
+    def _known_targets(self) -> Tensor:
+        targets = self.targets
+        check_targets(targets, self.ids)
+        return targets
+
     def _labels(self, task: Task | None) -> Labels:
         output = kind_of_output(self.about["kernel"]["output"].partition("(")[0])
-        return Labels.among(self.targets, self.outputs.shape[1], output, task)
+        return Labels.among(self._known_targets(), self.outputs.shape[1], output, task)

@@ -1,7 +1,9 @@
 """What a planted situation is called."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,6 +134,44 @@ def kernel_says(x: Tensor, y: Tensor) -> Tensor:
     return trained(x, y, 300, 1)(x)[:, 0].detach()
 
 
+@pytest.mark.parametrize("value", [0.5, 0.1, 1e6 + 0.1, 1e-200, 0.0])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_labels_that_are_all_the_same(value: float, power: float) -> None:
+    """Residuals are shares of the label, whatever rounding makes of the deviations of a constant."""
+    x, _ = blobs()
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    says = model(x)[:, 0].detach()
+    found = fit_map(GradientKernel(model), Samples(x, torch.full((203,), value, dtype=torch.float64)), power=power)
+    torch.testing.assert_close(found.residuals, (says - value).abs() / (value or 1.0))
+    assert float(found.disagreements.nan_to_num().max()) < 1e-8
+    assert float(found.variances.nan_to_num().abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("made", [torch.tensor, np.array, list])
+def test_groups_are_in_order_whatever_holds_them(made: Any) -> None:
+    x, y = blobs()
+    kernel = GradientKernel(trained(x, y, 1, 2))
+    numbers = [10, 2, 0, 1, 10, 2, 0] * 29
+    found = fit_map(kernel, Samples(x, y), groups=made(numbers))
+    assert found.groups == tuple(numbers)
+    assert [(record["group"], record["n"]) for record in found.by_group()] == [(0, 58), (1, 29), (2, 58), (10, 58)]
+    mixed = fit_map(kernel, Samples(x, y), groups=[*["b", 10, "a", 2.5] * 50, "a", "a", "a"])
+    assert [record["group"] for record in mixed.by_group()] == [2.5, 10, "a", "b"]
+
+
+def test_classes_beyond_those_that_have_a_name() -> None:
+    x, y = blobs()
+    y[200:] = 2
+    found = fit_map(GradientKernel(trained(x, y, 1, 3)), Samples(x, y, class_names=["cat", "owl"]))
+    assert [record["group"] for record in found.by_group()] == ["2", "cat", "owl"]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_regimes_by_another_name(memorized: FitMap) -> None:
+    with pytest.raises(UnknownNameError, match="regime 'learnt' is unknown: there are learned, memorized"):
+        memorized.of("learnt")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("numbers", "regime"),
     [
@@ -159,6 +199,8 @@ def test_every_regime(numbers: tuple[float, float, float, float], regime: str) -
         ({"task": "regresion"}, UnknownNameError, "task 'regresion' is unknown"),
         ({"task": "regresion", "power": 1}, UnknownNameError, "task 'regresion' is unknown"),
         ({"normalization": "kernel", "power": 1}, UnknownNameError, "normalization 'kernel' is unknown"),
+        ({"least_count": math.nan}, InputError, "The count that splits regimes is nan"),
+        ({"most_residual": math.nan}, InputError, "The residual that splits regimes is nan"),
         ({"groups": [1, 2]}, InputError, "2 groups and 203 samples"),
     ],
 )

@@ -214,6 +214,42 @@ def test_label_suspects_of_a_regression(method: str) -> None:
     assert error(found.all_scores, distance / (1.4826 * distance.median())) < REFIT
 
 
+def test_values_are_off_by_the_axis_that_is_off_most() -> None:
+    """In standard deviations of each axis, robust ones, whatever its unit."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(5000, 50, dtype=torch.float64, generator=generator)
+    noise[7, 3] = 8.0
+    units = torch.logspace(-6, 6, 50, dtype=torch.float64)
+    values = 3 + torch.randn(5000, 50, dtype=torch.float64, generator=generator)
+    found = Ballots.of(values * units).distances((values - noise) * units)
+    assert int(found.argmax()) == 7
+    assert float(found[7]) == pytest.approx(8, rel=0.1)
+    one = Ballots.of(values[:, :1]).distances(values[:, :1] - noise[:, :1])
+    assert float((one > 3).double().mean()) == pytest.approx(0.0027, abs=0.002)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_values_most_of_which_are_told_exactly(unit: float) -> None:
+    values = torch.arange(1.0, 101.0, dtype=torch.float64)[:, None] * unit
+    means = values * (1 + 1e-12)  # rounding
+    means[:10] += 2 * unit
+    found = Ballots.of(values).distances(means)
+    assert found[:10].tolist() == pytest.approx([10 / 1.2533] * 10)
+    assert float(found[10:].max()) < 1e-6
+    assert float(Ballots.of(values).distances(values * (1 + 1e-12)).max()) == 0
+    means[3] = torch.nan
+    assert Ballots.of(values).distances(means).isnan().nonzero().flatten().tolist() == [3]
+    assert bool(Ballots.of(values).distances(torch.full_like(values, torch.nan)).isnan().all())
+
+
+def test_labels_that_are_all_the_same_are_not_contradicted() -> None:
+    x, _, _ = clusters()
+    for value in (0.1, 1e6 + 0.1, 0.0):
+        data = Samples(x, torch.full((N,), value, dtype=torch.float64))
+        for method in ("leave_one_out", "votes"):
+            assert kinsight.label_suspects(network(), data, method=method).n_contradicted == 0
+
+
 def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
     x, y, _ = clusters()
     samples, kernels = Samples(x, y), [network(seed) for seed in range(3)]
@@ -327,6 +363,10 @@ def test_label_suspects_say_what_is_missing() -> None:
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
     with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are nan or inf: \[2\]"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1.0, torch.nan, 2.0])))
+    with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are beyond 1e\+150: \[1\]. .* Scale all targets"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1e160, 1.0, 2.0], dtype=torch.float64)))
+    with pytest.raises(TargetError, match="targets are complex"):
+        kinsight.label_suspects(kernel, Samples(x, torch.ones(4, dtype=torch.complex64)))
     with pytest.raises(InputError, match="n_supporters is -1"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), n_supporters=-1)
     with pytest.raises(InputError, match="threshold is nan"):
