@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class LabelConflicts:
         error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
+    columns: ClassVar = ("first", "second", "similarity", "labels")
     ids: tuple[tuple[Id, Id], ...]
     positions: Tensor
     similarities: Tensor
@@ -56,7 +57,7 @@ class LabelConflicts:
         for (first, second), value, labels in zip(
             self.ids, self.similarities.tolist(), self.labels.tolist(), strict=True
         ):
-            yield {"first": first, "second": second, "similarity": value, "labels": labels}
+            yield dict(zip(self.columns, (first, second, value, labels), strict=True))
 
     def summary(self) -> str:
         """In words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,7 @@ class LabelSuspects:
         supporter_ids: the neighbors that say so, the most similar first.
         supporter_positions: where these lie in the data, [k s]; -1 where there are fewer.
         supporter_similarities: [k s]; nan where there are fewer.
+        all_ids: of every sample of the data, n of them.
         all_scores: score of every sample of the data, [n]; nan where no other sample says anything.
         all_given: their targets, [n] or [n d].
         all_suggested: what the neighborhood says of each, [n] or [n d].
@@ -57,6 +58,7 @@ class LabelSuspects:
         error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
+    columns: ClassVar = ("id", "score", "given", "suggested", "supporters")
     ids: tuple[Id, ...]
     positions: Tensor
     scores: Tensor
@@ -65,6 +67,7 @@ class LabelSuspects:
     supporter_ids: tuple[tuple[Id, ...], ...]
     supporter_positions: Tensor
     supporter_similarities: Tensor
+    all_ids: tuple[Id, ...]
     all_scores: Tensor
     all_given: Tensor
     all_suggested: Tensor
@@ -78,9 +81,10 @@ class LabelSuspects:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record a suspect: id, score, given, suggested, supporters."""
-        columns = (self.ids, self.scores.tolist(), self.given.tolist(), self.suggested.tolist(), self.supporter_ids)
-        for id_, score, given, suggested, supporters in zip(*columns, strict=True):
-            yield {"id": id_, "score": score, "given": given, "suggested": suggested, "supporters": list(supporters)}
+        supporters = map(list, self.supporter_ids)
+        listed = (self.ids, self.scores.tolist(), self.given.tolist(), self.suggested.tolist(), supporters)
+        for values in zip(*listed, strict=True):
+            yield dict(zip(self.columns, values, strict=True))
 
     def summary(self) -> str:
         """In words."""
@@ -219,6 +223,7 @@ def suspects_among(
         supporter_ids=tuple(tuple(ids[place] for place in row if place >= 0) for row in places.tolist()),
         supporter_positions=places,
         supporter_similarities=similarities,
+        all_ids=tuple(ids),
         all_scores=scores,
         all_given=targets,
         all_suggested=suggested,
