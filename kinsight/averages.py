@@ -20,6 +20,7 @@ from kinsight.kernel_products import KernelProducts, Weighting, kernel_products
 from kinsight.neighbors import self_positions
 from kinsight.outputs import OutputFunction
 from kinsight.samples import Id, Samples
+from kinsight.unit_gradients import warn_undefined
 from kinsight.votes import Task, known_targets, task_of
 
 LEAST_SHARE = 1e-3
@@ -87,9 +88,10 @@ class Averages:
         if self.residuals is not None:
             typical = float(self.residuals[known].norm(dim=1).median())
             text += f", and what the network says is off labels by {typical:.3g}, on average around them"
-        n_mixed = int((self.weights[known] < 0).sum())
+        n_mixed, n_below = int((self.weights[known] < 0).sum()), int((self.variances[known] < 0).sum())
         text += f". For {int((~known).sum()):,} of {len(self):,} samples weights cancel, and nothing is said"
-        return text + (f"; for {n_mixed:,} they are negative in sum, and means are none." if n_mixed else ".")
+        text += f"; for {n_mixed:,} they are negative in sum, and means are none" if n_mixed else ""
+        return text + (f"; for {n_below:,} variances are negative, and say nothing." if n_below else ".")
 
 
 def averages(
@@ -154,6 +156,7 @@ def averages_among(
         return labels.columns(rows, outputs.double())
 
     found = kernel_products(kernel, samples, columns, labels.n_columns, queries, weighting=weighting, progress=progress)
+    warn_undefined([targets.ids[row] for row in (found.lengths == 0).nonzero().flatten().tolist()])
     values = found.values
     if not include_self:
         places = self_positions(targets, samples)

@@ -42,7 +42,9 @@ class Counts:
         normalization: which similarity.
         includes_self: whether a sample that is in the data counts itself.
         route: how they were computed.
-        error: standard error of the values, of their shape, where they are estimates from sketches; None: exact.
+        error: of the values, of their shape, where they are estimates from sketches; None: exact. Their standard error,
+            or, of power counts, a bound: how far they are off if all similarities are off one way.
+        is_bound: whether the error is such a bound.
     """
 
     ids: tuple[Id, ...]
@@ -52,6 +54,7 @@ class Counts:
     includes_self: bool
     route: str
     error: Tensor | None = None
+    is_bound: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -62,7 +65,7 @@ class Counts:
         return self.values / self.n_data
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One record a sample: id, count, and its standard error where it is an estimate."""
+        """One record a sample: id, count, and its error where it is an estimate."""
         values, errors = self.values.tolist(), None if self.error is None else self.error.tolist()
         for place, (id_, value) in enumerate(zip(self.ids, values, strict=True)):
             yield {"id": id_, "count": value} if errors is None else {"id": id_, "count": value, "error": errors[place]}
@@ -80,7 +83,8 @@ class Counts:
         )
         if self.error is not None:
             errors = self.error if self.error.dim() == 1 else self.error[:, 0]
-            text += f" These are estimates from sketches, off by {float(errors[order].median()):.2g} (standard error)."
+            kind = "at most, if all similarities are off one way" if self.is_bound else "standard error"
+            text += f" These are estimates from sketches, off by {float(errors[order].median()):.2g} ({kind})."
         n_undefined = len(self) - len(values)
         return text + (f" {n_undefined:,} have zero gradients, and none." if n_undefined else "")
 

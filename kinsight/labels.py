@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from kinsight.calibration import calibrated
-from kinsight.errors import InputError, SampleTypeError, UnknownNameError
+from kinsight.errors import InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
+from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.leave_one_out import by_features, by_gram
+from kinsight.outputs import bytes_in_words
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.sketch import check_dim, error_of, similarities, sketch
@@ -89,9 +92,9 @@ class LabelSuspects:
     def summary(self) -> str:
         """In words."""
         n, n_judged = self.n_contradicted, int((~self.all_scores.isnan()).sum())
-        text = (
-            f"Of {n_judged:,} labels, {n:,} ({n / max(1, n_judged):.1%}) are contradicted by all other samples together"
-        )
+        if not n_judged:
+            return "Nothing is said of any label: every gradient is zero, or no other sample is alike."
+        text = f"Of {n_judged:,} labels, {n:,} ({n / n_judged:.1%}) are contradicted by all other samples together"
         if len(self):
             text += f"; most of all that of {self.ids[0]!r}, {self.given[0].tolist()} for {self.suggested[0].tolist()}"
         return text + ". Not every suspect is wrong: look at them, the first ones first."
@@ -126,10 +129,10 @@ def label_suspects(
             (regression).
         method: 'leave_one_out': kernel ridge regression without each sample in turn, its ridge chosen by the labels as
             they are. 'votes': a mean of labels with weights k(x, x_j)^power.
-        folds: [n], from 0 on: which of the kernels judges each sample, being of a network trained without that fold.
+        folds: `Folds`, or numbers from 0 on, [n]: which kernel judges each sample, being trained without it.
         n_suspects: at most so many; all above the threshold where left out.
         threshold: of suspects: least probability of another label, 0.5 where left out, the given one being less than
-            half as probable as it is frequent; for regression least score, 3.
+            half as probable as it is frequent; for regression least score, 3. From 0 on.
         power: exponent of votes: higher listens to fewer neighbors.
         normalization: 'flat' or 'whitened' similarity.
         n_supporters: neighbors shown for each suspect.
@@ -143,12 +146,12 @@ def label_suspects(
 
     Raises:
         TargetError: no targets, or of the wrong kind.
-        InputError: sketches would not fit in the kernel's `max_bytes`: build an index; folds are not one a sample.
+        InputError: sketches would not fit in `max_bytes`: build an index; numbers are out of range, or folds.
     """
     samples = Samples.wrap(data)
     kernels = _listed(kernel)
     ballots = Ballots.of(known_targets(samples), task)
-    check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
+    check_questions(method, power, threshold, ballots.task, n_suspects=n_suspects, n_supporters=n_supporters)
     how = _Judging(method, power, normalization, dim, progress)
     total = MeanVerdict(len(samples), ballots.n_columns)
     for each, rows in zip(kernels, _judged_by(kernels, folds, len(samples)), strict=True):
@@ -213,7 +216,9 @@ def suspects_among(
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
     order = order[is_contradicted[order]]
     n_contradicted, order = len(order), order[:n_suspects]
-    places, similarities = _supporters(pairs, targets, order, suggested, ballots.task, n_supporters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)  # samples without were named when verdicts were asked for
+        places, similarities = _supporters(pairs, targets, order, suggested, ballots.task, n_supporters)
     return LabelSuspects(
         ids=tuple(ids[place] for place in order.tolist()),
         positions=order,
@@ -246,7 +251,7 @@ def _judged(verdicts: Tensor, ballots: Ballots, method: Method) -> tuple[Tensor,
     return 1 - probabilities.gather(1, ballots.values[:, None])[:, 0], probabilities.max(dim=1).values
 
 
-def check_questions(method: str, power: float, **counts: int | None) -> None:
+def check_questions(method: str, power: float, threshold: float | None, task: Task, **counts: int | None) -> None:
     """Raise where questions make no sense.
 
     Raises:
@@ -255,6 +260,11 @@ def check_questions(method: str, power: float, **counts: int | None) -> None:
     if method not in ("leave_one_out", "votes"):
         raise UnknownNameError(f"method {method!r} is unknown: use 'leave_one_out' or 'votes'.")
     check_power(power)
+    if threshold is not None and not 0 <= threshold <= (1 if task == "classification" else torch.inf):
+        told = (
+            "a probability, from 0 to 1" if task == "classification" else "a number of standard deviations, from 0 on"
+        )
+        raise InputError(f"threshold is {threshold}: for {task} it is {told}.")
     for name, count in counts.items():
         if count is not None and count < 0:
             raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
@@ -264,6 +274,8 @@ def _listed(kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, Gra
     """One kernel, or several."""
     if isinstance(kernel, GradientKernel):
         return [kernel]
+    if not isinstance(kernel, Iterable):
+        raise SampleTypeError(f"kernel is a {type(kernel).__name__}: pass a GradientKernel, or several of them.")
     kernels = list(kernel.values() if isinstance(kernel, Mapping) else kernel)
     strangers = [type(each).__name__ for each in kernels if not isinstance(each, GradientKernel)]
     if strangers:
@@ -277,7 +289,7 @@ def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Te
         raise InputError("There are no kernels: pass one, or several.")
     if folds is None:
         return [torch.arange(n)] * len(kernels)
-    numbers = torch.as_tensor(folds)
+    numbers = folds.numbers if isinstance(folds, Folds) else torch.as_tensor(folds)
     if numbers.shape != (n,) or numbers.is_floating_point() or set(numbers.tolist()) - set(range(len(kernels))):
         raise InputError(
             f"folds is {str(numbers.dtype).removeprefix('torch.')} {list(numbers.shape)}, for {n} samples and "
@@ -324,8 +336,8 @@ class _Judging:
         n = len(samples)
         if 4 * n * dim > kernel.max_bytes:
             raise InputError(
-                f"Sketches of {n:,} samples, {dim:,} numbers each, take {4 * n * dim / 2**30:.1f} GiB, more than the "
-                f"kernel's max_bytes of {kernel.max_bytes / 2**30:.1f} GiB. Ask an index, which has them on disk: "
+                f"Sketches of {n:,} samples, {dim:,} numbers each, take {bytes_in_words(4 * n * dim)}, more than the "
+                f"kernel's max_bytes of {bytes_in_words(kernel.max_bytes)}. Ask an index, which has them on disk: "
                 "Index.build(folder, kernel, data, normalization='flat').label_suspects()."
             )
         values = torch.empty(n, dim)

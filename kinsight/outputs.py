@@ -309,9 +309,9 @@ def check_output_count(outputs: Tensor, *, limit: int, n_parameters: int, n: int
         size = c * n_parameters * outputs.element_size()
         raise OutputCountError(
             f"The output has c = {c} entries a sample (limit {limit}): {c} backward passes a batch, up to "
-            f"{_bytes(size)} of gradients a sample ({_bytes(size * n)} for this batch of {n}), and [{c} {c}] blocks. "
-            f"Cheaper: output=probes(k=16, seed=0) (16 passes, with a standard error) or output='one_vs_rest' (1 "
-            f"pass). Or pass max_outputs={c}."
+            f"{bytes_in_words(size)} of gradients a sample ({bytes_in_words(size * n)} for this batch of {n}), and "
+            f"[{c} {c}] blocks. Cheaper: output=probes(k=16, seed=0) (16 passes, with a standard error) or "
+            f"output='one_vs_rest' (1 pass). Or pass max_outputs={c}."
         )
 
 
@@ -385,7 +385,13 @@ def _shape(tensor: Tensor) -> str:
     return " ".join(map(str, tensor.shape))
 
 
-def _bytes(size: int) -> str:
+def bytes_in_words(size: int) -> str:
+    """A number of bytes in the unit that it is some of.
+
+    Example:
+        >>> bytes_in_words(1_500_000)
+        '1.5 MB'
+    """
     amount = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:

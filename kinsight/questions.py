@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -106,11 +107,13 @@ class Questions(Contents):
     ) -> Counts:
         """The power count of every sample, or query, from the cosines of sketches. [n].
 
-        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
+        Its error is no standard error, but a bound, `is_bound`: half of what it changes by when all cosines are off by
+        the index's error, one way or the other.
         """
         strangers = self._strangers(queries, kernel, data)
         count = functools.partial(power_counts, power=power)
-        return self._counts(count, strangers, include_self=include_self, progress=progress).column(0)
+        counts = self._counts(count, strangers, include_self=include_self, progress=progress)
+        return replace(counts.column(0), is_bound=True)
 
     def _counts(
         self,
@@ -172,17 +175,18 @@ class Questions(Contents):
 
         'leave_one_out' takes time linear in the number of samples. The index's normalization counts: 'flat' is known to
         work on networks that have memorized wrong labels. `others` are indexes of the same data and other networks,
-        such as earlier checkpoints: verdicts are averaged.
+        such as earlier checkpoints: verdicts are averaged, and the error is that of the worst.
 
         Raises:
             TargetError: the index has no targets, or of the wrong kind.
+            InputError: another index is of other data, or of another similarity; a number is out of range.
         """
-        check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
         ballots, pairs = Ballots.of(self._known_targets(), task), functools.partial(cosines, self.store)
+        check_questions(method, power, threshold, ballots.task, n_suspects=n_suspects, n_supporters=n_supporters)
+        for other in others:
+            self._check_same_data(other)
         total = MeanVerdict(len(self), ballots.n_columns)
         for index in (self, *others):
-            if index.ids != self.ids:
-                raise InputError(f"Index {str(index.folder)!r} has other samples than {str(self.folder)!r}, by id.")
             if method == "votes":
                 found = shares_of(functools.partial(cosines, index.store), ballots, power, progress=progress)
             else:
@@ -190,7 +194,7 @@ class Questions(Contents):
             total.add(found)
         return suspects_among(
             pairs, self.ids, ballots, total.values, method=method, n_suspects=n_suspects, threshold=threshold,
-            n_supporters=n_supporters, error=self.error,
+            n_supporters=n_supporters, error=max(index.error for index in (self, *others)),
         )  # fmt: skip
 
     def label_conflicts(
@@ -263,6 +267,21 @@ class Questions(Contents):
             around = Around.by_votes(pairs, labels, said, power, progress=progress)
         names = self.about["class_names"]
         return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
+
+    def _check_same_data(self, other: Contents) -> None:
+        """Raise where verdicts of another index would be of other samples, or of another similarity."""
+        is_other = {
+            "other samples, by id,": other.ids != self.ids,
+            "another similarity": other.normalization != self.normalization,
+            "other targets": other.targets.tolist() != self.targets.tolist(),
+            "other inputs": other.contents != self.contents,
+        }
+        reason = next((reason for reason, is_so in is_other.items() if is_so), None)
+        if reason is not None:
+            raise InputError(
+                f"Index {str(other.folder)!r} has {reason} than {str(self.folder)!r}: verdicts of the two are not of "
+                "the same. Pass indexes of the same data that differ in the network alone."
+            )
 
     def _known_targets(self) -> Tensor:
         targets = self.targets

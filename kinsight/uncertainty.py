@@ -35,7 +35,8 @@ class Support:
             several outputs |K(y, x) K(x, x)^-1| / sqrt(r), or its trace / r, r being the rank of K(x, x).
         is_signed: whether terms have their sign.
         n_data: number of samples y.
-        error: standard error of `sums`, [n], where they are estimates from sketches; None: exact.
+        error: of `sums`, [n], where they are estimates from sketches; None: exact. With signs their standard error,
+            else a bound: what they change by when all cosines are off one way.
     """
 
     ids: tuple[Id, ...]

@@ -132,6 +132,29 @@ def test_label_suspects(built: Any) -> None:
     assert found.supporter_positions.shape == (6, 5)
 
 
+def test_indexes_of_other_data_are_not_asked_together(built: Any, tmp_path: Path) -> None:
+    kernel, samples, index = built
+    whole = samples.take(range(N))
+    how: dict[str, Any] = {"dim": 64, "normalization": "flat"}
+    rough = Index.build(
+        tmp_path / "rough", GradientKernel(blobs(seed=1)[0]), Samples(whole.inputs, whole.targets), **how
+    )
+    assert rough.error > index.error
+    assert index.label_suspects(others=[rough]).error == rough.error
+    moved, other = whole.inputs.clone(), whole.targets.clone()
+    moved[5], other[5] = moved[5] + 1, 2 - other[5] % 2
+    named = list(map(str, range(N)))
+    for number, (reason, x, y, options) in enumerate([
+        ("other inputs", moved, whole.targets, {}), ("other targets", whole.inputs, other, {}),
+        ("other samples, by id,", whole.inputs, whole.targets, {"ids": named}),
+        ("another similarity", whole.inputs, whole.targets, {}),
+    ]):  # fmt: skip
+        built_how = {**how, "normalization": "whitened" if reason == "another similarity" else "flat"}
+        another = Index.build(tmp_path / str(number), kernel, Samples(x, y, **options), **built_how)
+        with pytest.raises(InputError, match=f"has {reason} than"):
+            index.label_suspects(others=[another])
+
+
 def test_zero_gradients_have_no_counts(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Tanh()).eval()
     x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -159,6 +182,8 @@ def test_questions_that_make_no_sense(built: Any, tmp_path: Path) -> None:
         index.power_count(0)
     with pytest.raises(InputError, match="must be positive"):
         index.label_suspects(power=-1)
+    with pytest.raises(InputError, match="threshold is nan"):
+        index.label_suspects(threshold=float("nan"))
     x = samples.take(range(50)).inputs
     with pytest.raises(TargetError, match="has no targets"):
         Index.build(tmp_path, kernel, x, dim=16).label_suspects()

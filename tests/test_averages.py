@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples
 from kinsight.averages import Averages, averages
-from kinsight.errors import InputError, TargetError, UnknownNameError
+from kinsight.errors import InputError, TargetError, UnknownNameError, ZeroGradientWarning
 from kinsight.kernel_products import kernel_products
 from kinsight.outputs import OutputFunction, custom, kind_of_output, log_probs, logits, probes
 
@@ -153,11 +153,34 @@ def test_kinds_of_outputs_by_the_name_that_an_index_keeps() -> None:
 def test_nothing_is_divided_by_a_sum_that_cancels() -> None:
     kernel = GradientKernel(nn.Linear(2, 1, bias=False).double())
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    found = averages(kernel, Samples(x, torch.arange(4.0)), weighting="kernel")
+    with pytest.warns(ZeroGradientWarning, match=r"\[3\]"):
+        found = averages(kernel, Samples(x, torch.arange(4.0)), weighting="kernel")
     assert found.labels[:2].isnan().all()
     close(found.labels[2], torch.tensor([2.0], dtype=torch.float64))
     assert bool(found.labels[3].isnan().all())
     assert found.weights[:2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("weighting", ["whitened", "flat", "kernel"])
+def test_zero_gradients_are_warned_of_once(weighting: Any) -> None:
+    x = torch.eye(3, dtype=torch.float64)
+    x[1] = 0
+    with pytest.warns(ZeroGradientWarning, match=r"\[1\]") as seen:
+        averages(
+            GradientKernel(nn.Linear(3, 1, bias=False).double()), Samples(x, torch.arange(3.0)), weighting=weighting
+        )
+    assert len(seen) == 1
+
+
+def test_negative_variances_are_told() -> None:
+    """Two samples alike, a third one opposite to both, less so: weights 1, 1, -1/2 of labels 0, 0, 1."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-0.5, 3**0.5 / 2]], dtype=torch.float64)
+    kernel = GradientKernel(nn.Linear(2, 1, bias=False).double())
+    found = averages(kernel, Samples(x, torch.tensor([0.0, 0.0, 1.0])), weighting="flat")
+    close(found.variances[:2], torch.tensor([-1 / 3 - 1 / 9] * 2, dtype=torch.float64))
+    assert "for 2 variances are negative, and say nothing." in found.summary()
+    plain = averages(kernel, Samples(x[:2], torch.tensor([0.0, 1.0])), weighting="flat")
+    assert "variances are negative" not in plain.summary()
 
 
 def test_stationary_networks_have_no_residual() -> None:
