@@ -158,6 +158,12 @@ class loss(OutputFunction):  # noqa: N801
             return self.kind(returned, targets)
         values = unwrap(returned)
         if self.kind == "cross_entropy":
+            if targets.is_floating_point() or targets.dim() != 1:
+                raise TargetError(
+                    f"loss('cross_entropy') needs class numbers [n]; these targets are "
+                    f"{str(targets.dtype).removeprefix('torch.')} [{_shape(targets)}], and would be cut to whole "
+                    "numbers. For values use loss('mse')."
+                )
             log_p = _log_softmax(class_scores(returned, self.name))
             return F.nll_loss(log_p, targets.long(), reduction="none")
         if self.kind != "mse":
