@@ -45,7 +45,7 @@ class LabelSuspects:
         positions: where they lie in the data, [k].
         scores: how strongly each is contradicted, [k]. Classification: the probability, calibrated against the labels
             given, that all other samples give to other labels, in [0, 1]. Regression: distance from what they say, in
-            robust standard deviations.
+            robust standard deviations of each axis, on the axis where it is most: of many, some is far by chance.
         given: their targets, [k] or [k d].
         suggested: what the neighborhood says instead, [k] or [k d].
         supporter_ids: the neighbors that say so, the most similar first.
@@ -289,13 +289,23 @@ def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Te
         raise InputError("There are no kernels: pass one, or several.")
     if folds is None:
         return [torch.arange(n)] * len(kernels)
-    numbers = folds.numbers if isinstance(folds, Folds) else torch.as_tensor(folds)
+    numbers = folds.numbers if isinstance(folds, Folds) else _as_numbers(folds)
     if numbers.shape != (n,) or numbers.is_floating_point() or set(numbers.tolist()) - set(range(len(kernels))):
         raise InputError(
             f"folds is {str(numbers.dtype).removeprefix('torch.')} {list(numbers.shape)}, for {n} samples and "
             f"{len(kernels)} kernels: pass the number of one of the kernels, from 0 on, for every sample."
         )
     return [(numbers == fold).nonzero().flatten() for fold in range(len(kernels))]
+
+
+def _as_numbers(folds: Any) -> Tensor:
+    try:
+        return torch.as_tensor(folds)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"folds is a {type(folds).__name__} that no tensor can be made of ({error}): pass `Folds`, or the number "
+            "of one of the kernels for every sample."
+        ) from error
 
 
 @dataclass(eq=False)

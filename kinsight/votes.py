@@ -48,10 +48,12 @@ def check_targets(targets: Tensor, ids: Sequence[Id]) -> None:
     """Raise where targets cannot be counted with.
 
     Raises:
-        TargetError: they are complex, nan or inf, or so large that their squares are not finite.
+        TargetError: they are complex, no numbers at all, nan or inf, or so large that their squares are not finite.
     """
     if targets.is_complex():
         raise TargetError("The targets are complex: means and distances are of real values. Pass torch.view_as_real.")
+    if not targets.numel():
+        raise TargetError(f"The targets are {list(targets.shape)}: there is no number in them to compare.")
     sizes = targets.double().reshape(len(targets), -1).abs().amax(dim=1)  # nan where one of them is
     bad = ~(sizes <= LARGEST)
     if bool(bad.any()):

@@ -271,6 +271,8 @@ def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
     for bad in (torch.zeros(N - 1, dtype=torch.long), torch.full((N,), 3), torch.zeros(N)):
         with pytest.raises(InputError, match="pass the number of one of the kernels"):
             kinsight.label_suspects(kernels, samples, folds=bad)
+    with pytest.raises(InputError, match="folds is a list that no tensor can be made of"):
+        kinsight.label_suspects(kernels, samples, folds=["first"] * N)
     with pytest.raises(SampleTypeError, match="kernel is a NoneType"):
         kinsight.label_suspects(None, samples)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="There are no kernels"):
@@ -374,6 +376,8 @@ def test_label_suspects_say_what_is_missing() -> None:
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1.0, torch.nan, 2.0])))
     with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are beyond 1e\+150: \[1\]. .* Scale all targets"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1e160, 1.0, 2.0], dtype=torch.float64)))
+    with pytest.raises(TargetError, match=r"targets are \[4, 0\]: there is no number"):
+        kinsight.label_suspects(kernel, Samples(x, torch.zeros(4, 0)))
     with pytest.raises(TargetError, match="targets are complex"):
         kinsight.label_suspects(kernel, Samples(x, torch.ones(4, dtype=torch.complex64)))
     for threshold in (torch.nan, -0.1, 1.1):
