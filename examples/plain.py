@@ -1,4 +1,4 @@
-"""A loss on the similarity of digits of one class, in a plain loop, and what becomes of it: `python -m examples.plain`."""
+"""A loss on the similarity of digits of one class, in a plain loop: `python -m examples.plain`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -92,7 +92,7 @@ def soft_counts(
 
 def hard_counts(
     store: Store,
-    thresholds: Sequence[float],
+    taus: Tensor,
     error: float,
     queries: Strangers | None = None,
     *,
@@ -107,18 +107,20 @@ def hard_counts(
     between tau - error and tau + error. They are something between: the squares of all three are added up. Where a
     change by one is to be expected in more than one of forty cases, it is within two errors.
     """
-    taus = torch.as_tensor(thresholds, dtype=torch.float64)
-    at, below, beyond = (above((taus + move).tolist()) for move in (0.0, -error, error))
+    at, below, beyond = (above(taus + move) for move in (0.0, -error, error))
     scale = max(error, 1e-12) * 2**0.5
+
+    def chances(distance: Tensor) -> Tensor:
+        """Bias, variance and expected changes of the counts of cosines at some distance of a threshold. [r 3]."""
+        wrong = torch.special.erfc(distance.abs() / scale) / 2
+        return torch.stack([torch.where(distance > 0, -wrong, wrong), wrong * (1 - wrong), wrong]).sum(dim=2).T
 
     def with_error(similarities: Tensor) -> Tensor:
         others = similarities.masked_fill(similarities == 1.0, -torch.inf)  # but x itself
-        distance = others[..., None] - taus
-        wrong = torch.special.erfc(distance.abs() / scale) / 2
-        bias, variance = torch.where(distance > 0, -wrong, wrong).sum(dim=1), (wrong * (1 - wrong)).sum(dim=1)
-        return torch.cat([at(similarities), bias, variance, below(others) - beyond(others), wrong.sum(dim=1)], dim=1)
+        of_each = torch.stack([chances(others - tau) for tau in taus], dim=2)  # [r 3 k]; one after another, for memory
+        return torch.cat([at(similarities), of_each.flatten(1), below(others) - beyond(others)], dim=1)
 
-    values, bias, variance, between, flips = _counted(
+    values, bias, variance, flips, between = _counted(
         store, with_error, 5, queries, include_self=include_self, advance=advance
     )
     errors = (variance + bias.square() + between.square() / 4).sqrt()

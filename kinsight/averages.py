@@ -18,8 +18,10 @@ from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import KernelProducts, Weighting, kernel_products
 from kinsight.neighbors import self_positions
+from kinsight.outputs import OutputFunction
 from kinsight.samples import Id, Samples
-from kinsight.votes import Task, check_classes, known_targets
+from kinsight.unit_gradients import warn_undefined
+from kinsight.votes import Task, known_targets, task_of
 
 LEAST_SHARE = 1e-3
 """Below this |s_i| / (|g_i| sum_j |g_j|), nothing is divided by s_i."""
@@ -86,9 +88,10 @@ class Averages:
         if self.residuals is not None:
             typical = float(self.residuals[known].norm(dim=1).median())
             text += f", and what the network says is off labels by {typical:.3g}, on average around them"
-        n_mixed = int((self.weights[known] < 0).sum())
+        n_mixed, n_below = int((self.weights[known] < 0).sum()), int((self.variances[known] < 0).sum())
         text += f". For {int((~known).sum()):,} of {len(self):,} samples weights cancel, and nothing is said"
-        return text + (f"; for {n_mixed:,} they are negative in sum, and means are none." if n_mixed else ".")
+        text += f"; for {n_mixed:,} they are negative in sum, and means are none" if n_mixed else ""
+        return text + (f"; for {n_below:,} variances are negative, and say nothing." if n_below else ".")
 
 
 def averages(
@@ -104,7 +107,8 @@ def averages(
     """Means of labels, and of what the network says, around every sample; their variance; what is left of residuals.
 
     For labels that are classes the network says probabilities, if the outputs are as many logits as there are classes;
-    for values, its outputs, if they are as many.
+    for values, its outputs, if they are as many and no combinations or transformations of what it says, as probes and
+    one_vs_rest are.
 
     Args:
         kernel: the gradient kernel of the network.
@@ -120,6 +124,7 @@ def averages(
 
     Raises:
         TargetError: no targets, or of the wrong kind.
+        UnknownNameError: there is no such task.
 
     Reference:
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
@@ -129,17 +134,35 @@ def averages(
     samples = Samples.wrap(data)
     asked = None if queries is None or queries is data else Samples.wrap(queries)
     labels = Labels.of(kernel, samples, task)
+    return averages_among(
+        kernel, samples, labels, asked, weighting=weighting, include_self=include_self, progress=progress
+    )
+
+
+def averages_among(
+    kernel: GradientKernel,
+    samples: Samples,
+    labels: Labels,
+    queries: Samples | None,
+    *,
+    weighting: Weighting,
+    include_self: bool,
+    progress: bool,
+) -> Averages:
+    """The same, of samples whose labels are at hand; see `averages`."""
+    targets = samples if queries is None else queries
 
     def columns(rows: slice | Tensor, outputs: Tensor) -> Tensor:
         return labels.columns(rows, outputs.double())
 
-    found = kernel_products(kernel, samples, columns, labels.n_columns, asked, weighting=weighting, progress=progress)
+    found = kernel_products(kernel, samples, columns, labels.n_columns, queries, weighting=weighting, progress=progress)
+    warn_undefined([targets.ids[row] for row in (found.lengths == 0).nonzero().flatten().tolist()])
     values = found.values
     if not include_self:
-        places = self_positions(samples if asked is None else asked, samples)
+        places = self_positions(targets, samples)
         own = columns(places.clamp(min=0), found.outputs) * (found.lengths.square() * (places >= 0))[:, None]
         values = values - own
-    return labels.averaged(values, found, (samples if asked is None else asked).ids, weighting, len(samples))
+    return labels.averaged(values, found, targets.ids, weighting, len(samples))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,26 +189,25 @@ class Labels:
             TargetError: there are none, or they are not of the kind that the task needs.
         """
         c = kernel.outputs(samples.take([0])).shape[1]
-        return Labels.among(known_targets(samples), c, kernel.output.name, task)
+        return Labels.among(known_targets(samples), c, kernel.output, task)
 
     @staticmethod
-    def among(targets: Tensor, c: int, output: str, task: Task | None) -> Labels:
-        """Of targets [n] or [n d], for networks of c outputs of that name.
+    def among(targets: Tensor, c: int, output: OutputFunction | type[OutputFunction], task: Task | None) -> Labels:
+        """Of targets [n] or [n d], for networks of c outputs of that kind.
 
         Raises:
             TargetError: they are not of the kind that the task needs.
+            UnknownNameError: there is no such task.
         """
-        task = task or ("regression" if targets.is_floating_point() else "classification")
-        if task == "regression":
+        if task_of(targets, task) == "regression":
             values = targets.double().reshape(len(targets), -1)
-            return Labels(values, values.mean(dim=0), None, "values" if c == values.shape[1] else None)
-        check_classes(targets)
+            is_said = output.is_values and c == values.shape[1]
+            return Labels(values, values.mean(dim=0), None, "values" if is_said else None)
         most = int(targets.max())
-        is_logits = output == "logits"
         kind: Literal["logits", "logit"] | None = None
-        if is_logits and c > max(most, 1):
+        if output.is_logits and c > max(most, 1):
             kind, classes = "logits", torch.arange(c)
-        elif is_logits and c == 1 and most <= 1:
+        elif output.is_logits and c == 1 and most <= 1:
             kind, classes = "logit", torch.arange(2)
         else:
             classes = torch.unique(targets.long())
@@ -196,11 +218,6 @@ class Labels:
     def d(self) -> int:
         """Axes of a label."""
         return self.values.shape[1]
-
-    @property
-    def spread(self) -> float:
-        """Variance of the labels, summed up over axes."""
-        return float((self.values - self.center).square().sum(dim=1).mean())
 
     @property
     def n_columns(self) -> int:

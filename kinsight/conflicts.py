@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,10 +14,14 @@ from kinsight.kernel import GradientKernel, Normalization
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
-from kinsight.votes import Ballots, Task, known_targets
+from kinsight.votes import Ballots, Task, known_targets, scale_of
+from kinsight.whitening import GRADIENT_PRECISION
 
 LEAST = 0.95
 """Similarity from which on two samples are near-duplicates."""
+
+ROUNDINGS = 64
+"""By so many roundings, similarities of exact copies can be below 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +39,7 @@ class LabelConflicts:
         error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
+    columns: ClassVar = ("first", "second", "similarity", "labels")
     ids: tuple[tuple[Id, Id], ...]
     positions: Tensor
     similarities: Tensor
@@ -52,7 +57,7 @@ class LabelConflicts:
         for (first, second), value, labels in zip(
             self.ids, self.similarities.tolist(), self.labels.tolist(), strict=True
         ):
-            yield {"first": first, "second": second, "similarity": value, "labels": labels}
+            yield dict(zip(self.columns, (first, second, value, labels), strict=True))
 
     def summary(self) -> str:
         """In words."""
@@ -78,7 +83,7 @@ def label_conflicts(
     Args:
         kernel: the gradient kernel of the network.
         data: whatever `Samples` takes, with targets: classes [n], or values [n] or [n d].
-        least: similarity from which on two samples are near-duplicates.
+        least: similarity from which on two samples are near-duplicates, but for rounding: 1 is of exact copies.
         n_conflicts: at most so many pairs, the most similar ones.
         least_difference: of two values that differ, in standard deviations of all; classes differ or do not.
         normalization: 'flat' or 'whitened' similarity.
@@ -93,7 +98,8 @@ def label_conflicts(
     ballots = Ballots.of(known_targets(samples), task)
     return conflicts_among(
         lambda _: kernel.similarity_blocks(samples, None, normalization), samples.ids, ballots, least=least,
-        n_conflicts=n_conflicts, least_difference=least_difference, error=None, progress=progress,
+        n_conflicts=n_conflicts, least_difference=least_difference, precision=kernel.precision, error=None,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -105,26 +111,32 @@ def conflicts_among(
     least: float,
     n_conflicts: int,
     least_difference: float,
+    precision: torch.dtype,
     error: float | None,
     progress: bool,
 ) -> LabelConflicts:
-    """The same, of samples whose similarities come block by block; see `label_conflicts`."""
+    """The same, of samples whose similarities come block by block; see `label_conflicts`.
+
+    Args:
+        pairs: all similarities.
+        ids: of all samples.
+        ballots: their labels.
+        precision: what gradients were computed in.
+    """
     if not 0 < least <= 1:
         raise InputError(f"least is {least}: near-duplicates have a similarity above 0, and at most 1.")
-    if n_conflicts < 0 or least_difference < 0:
+    if n_conflicts < 0 or not least_difference >= 0:
         raise InputError(
             f"n_conflicts is {n_conflicts} and least_difference {least_difference}: they are not negative."
         )
-    n, spread = len(ids), 1.0
-    if ballots.classes is None:
-        spread = float((ballots.values - ballots.values.mean(dim=0)).square().sum(dim=1).mean().sqrt()) or 1.0
+    n, spread = len(ids), 1.0 if ballots.classes is not None else scale_of(ballots.values)
     n_found, n_duplicates = 0, 0
     places, values = torch.empty(0, 2, dtype=torch.long), torch.empty(0, dtype=torch.float64)
     with progress_bar("near-duplicates", n**2, is_shown=progress) as advance:
         for r, c, block in pairs(None):
             rows, columns = torch.arange(r.start, r.stop), torch.arange(c.start, c.stop)
             similarities = block.cpu().double().clamp(-1, 1)
-            is_near = (similarities >= least) & (columns > rows[:, None])
+            is_near = (similarities >= least - _tolerance(precision)) & (columns > rows[:, None])
             found = torch.nonzero(is_near)
             first, second = rows[found[:, 0]], columns[found[:, 1]]
             differs = _differ(ballots, first, second, least_difference * spread)
@@ -139,6 +151,12 @@ def conflicts_among(
         similarities=values, labels=ballots.targets[places], n_conflicts=n_found, n_duplicates=n_duplicates,
         least=least, error=error,
     )  # fmt: skip
+
+
+def _tolerance(precision: torch.dtype) -> float:
+    """How far below 1 similarities of copies can be: by rounding, and by the square of the error of gradients."""
+    products = torch.float64 if precision == torch.float64 else torch.float32
+    return max(ROUNDINGS * torch.finfo(products).eps, GRADIENT_PRECISION[precision] ** 2)
 
 
 def _differ(ballots: Ballots, first: Tensor, second: Tensor, least: float) -> Tensor:

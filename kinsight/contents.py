@@ -134,6 +134,11 @@ class Contents:
         """The output function's values. [n c]."""
         return torch.cat([matrix_of(part["outputs"]) for part in self.store.scan(ROWS, ["outputs"])])
 
+    @property
+    def contents(self) -> list[bytes]:
+        """A digest of every sample's inputs and target."""
+        return [digest for part in self.store.scan(ROWS, ["content"]) for digest in part["content"].to_pylist()]
+
     def sketches(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, sketches [n dim], float32) of all samples, batch by batch."""
         return sketches_of(self.store)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,9 @@ from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.unit_gradients import warn_undefined
 from kinsight.unit_sum import Route, UnitSum
+
+Thresholds: TypeAlias = float | Sequence[float] | Tensor | np.ndarray
+"""One similarity, or a list, an array or a tensor of several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +42,9 @@ class Counts:
         normalization: which similarity.
         includes_self: whether a sample that is in the data counts itself.
         route: how they were computed.
-        error: standard error of the values, of their shape, where they are estimates from sketches; None: exact.
+        error: of the values, of their shape, where they are estimates from sketches; None: exact. Their standard error,
+            or, of power counts, a bound: how far they are off if all similarities are off one way.
+        is_bound: whether the error is such a bound.
     """
 
     ids: tuple[Id, ...]
@@ -48,6 +54,7 @@ class Counts:
     includes_self: bool
     route: str
     error: Tensor | None = None
+    is_bound: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,7 +65,7 @@ class Counts:
         return self.values / self.n_data
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One record a sample: id, count, and its standard error where it is an estimate."""
+        """One record a sample: id, count, and its error where it is an estimate."""
         values, errors = self.values.tolist(), None if self.error is None else self.error.tolist()
         for place, (id_, value) in enumerate(zip(self.ids, values, strict=True)):
             yield {"id": id_, "count": value} if errors is None else {"id": id_, "count": value, "error": errors[place]}
@@ -76,7 +83,8 @@ class Counts:
         )
         if self.error is not None:
             errors = self.error if self.error.dim() == 1 else self.error[:, 0]
-            text += f" These are estimates from sketches, off by {float(errors[order].median()):.2g} (standard error)."
+            kind = "at most, if all similarities are off one way" if self.is_bound else "standard error"
+            text += f" These are estimates from sketches, off by {float(errors[order].median()):.2g} ({kind})."
         n_undefined = len(self) - len(values)
         return text + (f" {n_undefined:,} have zero gradients, and none." if n_undefined else "")
 
@@ -148,7 +156,7 @@ def hard_count(
     data: Any,
     queries: Any = None,
     *,
-    thresholds: float | Sequence[float] = 0.5,
+    thresholds: Thresholds = 0.5,
     normalization: Normalization = "whitened",
     include_self: bool = True,
     progress: bool = False,
@@ -159,17 +167,21 @@ def hard_count(
         kernel: the gradient kernel of the network.
         data: whatever `Samples` takes: the samples counted.
         queries: the samples counted around; the data itself where left out.
-        thresholds: tau, or several of them, all counted in one pass.
+        thresholds: tau, or several of them, all counted in one pass. Similarities are as exact as the precision of the
+            network: of copies they can be a few roundings below 1, and not above a threshold that is as close to 1.
         normalization: 'whitened' or 'flat' similarity.
         include_self: whether a query that is in the data, by id, counts itself; its similarity is 1 exactly.
         progress: whether to show a progress bar.
 
     Returns:
         `Counts`, [n], or [n k] for k thresholds.
+
+    Raises:
+        InputError: there are no thresholds, or one is nan.
     """
-    count = above(thresholds)
-    counts = _blockwise(kernel, data, queries, count, normalization, include_self=include_self, progress=progress)
-    return counts if isinstance(thresholds, Sequence) or torch.as_tensor(thresholds).dim() else counts.column(0)
+    taus, is_single = thresholds_of(thresholds)
+    counts = _blockwise(kernel, data, queries, above(taus), normalization, include_self=include_self, progress=progress)
+    return counts.column(0) if is_single else counts
 
 
 def power_count(
@@ -204,16 +216,23 @@ def power_count(
     return counts.column(0)
 
 
-def above(thresholds: float | Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """What counts the similarities [r c] above each of k thresholds, [r k].
+def thresholds_of(thresholds: Thresholds) -> tuple[Tensor, bool]:
+    """All thresholds, [k], and whether there is one by itself, and no list.
 
     Raises:
-        InputError: a threshold is nan.
+        InputError: there are none, they are a table, or one is nan.
     """
-    taus = torch.as_tensor(thresholds, dtype=torch.float64).reshape(-1)
+    taus = torch.as_tensor(thresholds, dtype=torch.float64)
+    if taus.dim() > 1 or not taus.numel():
+        raise InputError(f"thresholds are {list(taus.shape)}: pass one similarity, or a list of them.")
     if bool(taus.isnan().any()):
         raise InputError("A threshold is nan: no similarity is above it or below it.")
-    return lambda similarities: (similarities[..., None] > taus).sum(dim=1).double()
+    return taus.reshape(-1), taus.dim() == 0
+
+
+def above(taus: Tensor) -> Callable[[Tensor], Tensor]:
+    """What counts the similarities [r c] above each of k thresholds, [r k]; one after another, to save memory."""
+    return lambda similarities: torch.stack([(similarities > tau).sum(dim=1) for tau in taus], dim=1).double()
 
 
 def powers(power: float) -> Callable[[Tensor], Tensor]:

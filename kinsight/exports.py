@@ -20,6 +20,8 @@ from kinsight.knn import TABLE, NeighborTable
 from kinsight.labels import LabelSuspects
 from kinsight.neighbors import Neighbors
 from kinsight.rows import ROWS
+from kinsight.samples import Id
+from kinsight.votes import names_of_classes
 
 if TYPE_CHECKING:
     from kinsight.index import Index
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Result(Protocol):
-    """Every result of this package."""
+    """Every result of this package. One that may have no rows names what they would have in `columns`."""
 
     def rows(self) -> Iterator[Mapping[str, Any]]:
         """One record a sample, or a pair of samples."""
@@ -36,16 +38,30 @@ class Result(Protocol):
 def as_table(result: Result) -> pa.Table:
     """The rows of a result as columns; `.to_pandas()` makes a data frame of them.
 
-    Ids of both kinds, numbers and texts, become texts.
+    Numbers in a column that has texts, too, such as ids of both kinds, become texts.
     """
     records = [dict(row) for row in result.rows()]
-    names = list(records[0]) if records else []
+    names = list(records[0]) if records else list(getattr(result, "columns", ()))
     return pa.table({name: _column([record[name] for record in records]) for name in names})
 
 
 def _column(values: list[Any]) -> pa.Array:
-    kinds = {type(value) for value in values}
-    return pa.array(list(map(str, values)) if kinds == {int, str} else values)
+    kinds = {type(leaf) for leaf in _leaves(values)} - {type(None)}
+    return pa.array(_as_texts(values) if str in kinds and len(kinds) > 1 else values)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _as_texts(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_texts(part) for part in value]
+    return None if value is None else str(value)
 
 
 def export(result: Result, path: str | Path, *, overwrite: bool = False) -> int:
@@ -105,19 +121,14 @@ def knn_graph(found: Neighbors | NeighborTable) -> Any:
             f"{n_short} of {n} samples have fewer than {k} neighbors (a zero gradient is like nothing): there is no "
             "graph with as many for each. Ask for fewer neighbors, or leave these samples out."
         )
-    if n == 0 or int(found.positions.max()) >= n or not _is_among_themselves(found):
-        raise InputError("The graph is of the neighbors of every sample among the same samples: pass queries=data.")
+    if isinstance(found, Neighbors) and not found.is_own:
+        raise InputError(
+            "The graph is of the neighbors of every sample among the same samples, in their order, and these "
+            "queries are others: pass queries=data."
+        )
     distances = (1 - found.similarities.double()).clamp(min=0).flatten().numpy()
     starts = torch.arange(0, n * k + 1, k)
     return csr_matrix((distances, found.positions.flatten().numpy(), starts.numpy()), shape=(n, n))
-
-
-def _is_among_themselves(found: Neighbors | NeighborTable) -> bool:
-    """Whether the neighbors of samples are named as the samples are."""
-    if isinstance(found, NeighborTable):
-        return True
-    pairs = zip(found.ids, found.positions.tolist(), strict=True)
-    return all(id_ == found.query_ids[place] for ids, row in pairs for id_, place in zip(ids, row, strict=False))
 
 
 def cleanlab_issues(
@@ -134,7 +145,7 @@ def cleanlab_issues(
         least: similarity from which on samples are near-duplicates.
 
     Raises:
-        InputError: there is neither, they are of different numbers of samples, or the suspects were cut.
+        InputError: there is neither, they are of other samples, or the suspects were cut.
     """
     columns: dict[str, Any] = {}
     if suspects is not None:
@@ -159,9 +170,21 @@ def cleanlab_issues(
         }
     if not columns:
         raise InputError("Pass suspects, a table of neighbors, or both.")
-    if suspects is not None and table is not None and len(suspects.all_scores) != len(table):
-        raise InputError(f"The suspects are of {len(suspects.all_scores)} samples, the neighbors of {len(table)}.")
+    if suspects is not None and table is not None:
+        _check_same("suspects", suspects.all_ids, "neighbors", table.ids)
     return pa.table(columns)
+
+
+def _check_same(what: str, ids: tuple[Id, ...], other: str, others: tuple[Id, ...]) -> None:
+    """Raise unless two results are of the same samples, by id, in the same order."""
+    if len(ids) != len(others):
+        raise InputError(f"The {what} are of {len(ids)} samples, the {other} of {len(others)}.")
+    place = next((place for place, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b), None)
+    if place is not None:
+        raise InputError(
+            f"The {what} are of other samples than the {other}, or in another order: row {place} is {ids[place]!r} and "
+            f"{others[place]!r}. What is true of one sample would be said of another: ask both about the same data."
+        )
 
 
 def _quality(suspects: LabelSuspects) -> Tensor:
@@ -177,17 +200,21 @@ def map_table(index: Index, suspects: LabelSuspects | None = None, counts: Count
     `distances`, where `build_neighbors` was called; `image` or `text`, where the index has previews; `suggested_label`
     and `label_score`, `count`, where they are passed. `embedding-atlas map.parquet --x x --y y --neighbors neighbors`.
 
+    Rows are joined in their order: that they are the same is known by id, so of ids that are no more than numbers of
+    rows only how many there are.
+
     Args:
         index: of the data.
         suspects: of `Index.label_suspects`.
         counts: such as `Index.soft_count()`.
 
     Raises:
-        InputError: suspects or counts are of another number of samples.
+        InputError: suspects or counts are of other samples, by id, or in another order.
     """
-    for name, n in (("suspects", suspects and len(suspects.all_scores)), ("counts", counts and len(counts))):
-        if n is not None and n != len(index):
-            raise InputError(f"The {name} are of {n} samples, the index has {len(index)}.")
+    if suspects is not None:
+        _check_same("suspects", suspects.all_ids, "index", index.ids)
+    if counts is not None:
+        _check_same("counts", counts.ids, "index", index.ids)
     places = flattened(index)
     columns: dict[str, Any] = {
         "id": _column(list(index.ids)), "x": places[:, 0].numpy(), "y": places[:, 1].numpy(),
@@ -226,9 +253,8 @@ def flattened(index: Index) -> Tensor:
 
 def _named(labels: Tensor, class_names: list[str] | None) -> pa.Array:
     numbers = labels.tolist()
-    if class_names and labels.dim() == 1 and not labels.is_floating_point():
-        return pa.array([class_names[i] if 0 <= i < len(class_names) else str(i) for i in numbers])
-    return pa.array(numbers)
+    is_classes = labels.dim() == 1 and not labels.is_floating_point()
+    return pa.array(names_of_classes(numbers, class_names) if is_classes else numbers)
 
 
 def _neighbor_column(table: NeighborTable) -> pa.Array:

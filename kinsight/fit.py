@@ -13,17 +13,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kinsight.averages import Averages, Labels, averages
-from kinsight.errors import InputError, TargetError
+from kinsight.averages import Averages, Labels, averages_among
+from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
-from kinsight.votes import Ballots, Task, check_power, known_targets, votes_of
+from kinsight.votes import Ballots, Task, check_power, known_targets, names_of_classes, scale_of, votes_of
 
 Regime = Literal[
     "learned", "memorized", "underfit", "contradicted", "ambiguous", "alone", "not learned", "undefined"
@@ -49,12 +51,21 @@ MEANINGS: dict[Regime, str] = {
 
 @dataclass(frozen=True)
 class Splits:
-    """Where a number is small or large; see `FitMap`. The count that is to be found from the data is None."""
+    """Where a number is small or large; see `FitMap`. The count that is to be found from the data is None.
+
+    Raises:
+        InputError: one is nan, which nothing is above or below.
+    """
 
     count: float | None
     variance: float = 0.5
     disagreement: float = 0.5
     residual: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if number is not None and math.isnan(number):
+                raise InputError(f"The {name} that splits regimes is nan: no number is above it or below it.")
 
     def regime(self, count: float, variance: float, disagreement: float, residual: float) -> Regime:
         """Of a sample with these numbers."""
@@ -77,10 +88,11 @@ class FitMap:
 
     Args:
         ids: of the samples, n of them.
-        counts: soft count of each, itself left out, [n].
+        counts: how many others are alike, [n]: sum_j max(0, k_ij)^power, or, for a power of 1, sum_j k_ij.
         variances: of the labels around each, itself left out, over that of all labels: 1 is no better than chance, [n].
         disagreements: |y - E_k[y]|, of the label with the mean of those around it, itself left out, [n]; for classes
-            over sqrt(2), the distance between two of them, for values over the spread of all.
+            over sqrt(2), the distance between two of them, for values over the spread of all, or,
+            where these are constant, over their size.
         residuals: |f - y|, of the label with what the network says, on the same scale, [n].
         regimes: of each sample.
         splits: counts below which a sample is lonely; variances, disagreements and residuals above which its neighbors
@@ -101,7 +113,13 @@ class FitMap:
         return len(self.ids)
 
     def of(self, regime: Regime) -> Tensor:
-        """Positions of the samples of a regime, the most pronounced first."""
+        """Positions of the samples of a regime, the most pronounced first.
+
+        Raises:
+            UnknownNameError: there is no such regime.
+        """
+        if regime not in MEANINGS:
+            raise UnknownNameError(f"regime {regime!r} is unknown: there are {', '.join(MEANINGS)}.")
         places = torch.tensor([place for place, each in enumerate(self.regimes) if each == regime], dtype=torch.long)
         by = {
             "learned": self.counts, "alone": -self.counts, "memorized": self.disagreements,
@@ -110,7 +128,7 @@ class FitMap:
         return places[by[places].argsort(descending=True, stable=True)]
 
     def by_group(self) -> list[dict[str, Any]]:
-        """One record a group: its size, medians, and the share of each regime.
+        """One record a group, numbers before texts: its size, medians, and the share of each regime.
 
         Raises:
             InputError: there are no groups.
@@ -118,7 +136,7 @@ class FitMap:
         if self.groups is None:
             raise InputError("There are no groups: labels are values. Pass groups=.")
         records: list[dict[str, Any]] = []
-        for group in sorted(set(self.groups), key=str):
+        for group in sorted(set(self.groups), key=_in_order):
             rows = torch.tensor([place for place, each in enumerate(self.groups) if each == group])
             found = [self.regimes[row] for row in rows.tolist()]
             record: dict[str, Any] = {"group": group, "n": len(rows)}
@@ -155,7 +173,7 @@ def fit_map(
     *,
     power: float = 8.0,
     normalization: Normalization = "flat",
-    groups: Sequence[Any] | None = None,
+    groups: Sequence[Any] | Tensor | np.ndarray | None = None,
     least_count: float | None = None,
     most_variance: float = 0.5,
     most_disagreement: float = 0.5,
@@ -165,16 +183,17 @@ def fit_map(
 ) -> FitMap:
     """Which samples are learned with others, memorized alone, underfit, or ambiguous.
 
-    Four numbers a sample: how many others are alike, sum_j k(x, x_j)^power; how much their labels vary, with that as
-    weight; how far their mean is from its label; and how far the network is.
+    Four numbers a sample: how many others are alike, sum_j max(0, k(x, x_j))^power; how much their labels vary, with
+    that as weight; how far their mean is from its label; and how far the network is. A power of 1 is the one exception:
+    weights are k(x, x_j) with their sign, since only those are summed up in linear time.
 
     Args:
         kernel: the gradient kernel of the network, over outputs that are compared with labels.
         data: whatever `Samples` takes, with targets: what the network was trained on.
-        power: of the similarities. 8 listens to close neighbors alone, and takes time quadratic in the number of
-            samples; 1 takes linear time, and hears everybody.
+        power: of the positive similarities. 8 listens to close neighbors alone, and takes time quadratic in the number
+            of samples; 1 takes linear time, hears everybody, and those of negative similarity against.
         normalization: 'whitened' or 'flat' similarity.
-        groups: of each sample, for `FitMap.by_group`; its class where left out.
+        groups: of each sample, for `FitMap.by_group`, in a list, an array or a tensor; its class where left out.
         least_count: below, a sample is lonely; the first tenth of all where left out.
         most_variance: above, neighbors differ: share of the variance of all labels.
         most_disagreement: above, a label is another than those around it: of the distance between two classes, or of
@@ -188,16 +207,19 @@ def fit_map(
 
     Raises:
         TargetError: no targets, or the network says something that cannot be compared with them.
-        InputError: the power is not positive, or groups are not one a sample.
+        InputError: the power is not positive, a split is nan, or groups are not one a sample.
+        UnknownNameError: there is no such normalization, or task.
     """
     check_power(power)
+    if normalization not in ("whitened", "flat"):
+        raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
     samples = Samples.wrap(data)
     targets = known_targets(samples)
     labels = Labels.of(kernel, samples, task)
     check_comparable(labels)
     named = groups_of(groups, targets, labels, samples.class_names)
-    measured = _measured(kernel, samples, labels, power, normalization, progress=progress)
     splits = Splits(least_count, most_variance, most_disagreement, most_residual)
+    measured = _measured(kernel, samples, labels, power, normalization, progress=progress)
     return mapped(samples.ids, labels, measured, splits, named)
 
 
@@ -209,8 +231,10 @@ def check_comparable(labels: Labels) -> None:
     """
     if labels.kind is None:
         raise TargetError(
-            "The network's outputs cannot be compared with the targets: residuals need a logit a class, or an output a "
-            "value. Pass output= and targets that belong together."
+            "The network's outputs cannot be compared with the targets, and residuals are differences of the two. "
+            "Classes need logits, one for each: output='logits'; what a callable gives is not known to be logits, so "
+            "let the model return them itself. Values need as many outputs as a target has numbers: output='logits', "
+            "or a callable."
         )
 
 
@@ -218,13 +242,13 @@ def mapped(
     ids: tuple[Id, ...], labels: Labels, around: Around, splits: Splits, groups: tuple[Any, ...] | None
 ) -> FitMap:
     """The map, from what is around every sample."""
-    spread = labels.spread if labels.spread > 0 else 1.0
-    scale = 2**0.5 if labels.classes is not None else spread**0.5
+    spread = scale_of(labels.values)
+    scale = 2**0.5 if labels.classes is not None else spread
     disagreements, residuals = ((each - labels.values).norm(dim=1) / scale for each in (around.means, around.said))
     known = around.counts[~around.counts.isnan()]
     if splits.count is None:
         splits = replace(splits, count=float(known.quantile(0.1)) if len(known) else 0.0)
-    numbers = around.counts, around.variances / spread, disagreements, residuals
+    numbers = around.counts, around.variances / spread**2, disagreements, residuals
     regimes = tuple(splits.regime(*row) for row in torch.stack(numbers, dim=1).tolist())
     return FitMap(ids, *numbers, regimes, splits, groups)
 
@@ -264,7 +288,7 @@ class Around:
 
 
 def groups_of(
-    groups: Sequence[Any] | None, targets: Tensor, labels: Labels, names: Sequence[str] | None
+    groups: Sequence[Any] | Tensor | np.ndarray | None, targets: Tensor, labels: Labels, names: Sequence[str] | None
 ) -> tuple[Any, ...] | None:
     """The groups given, or classes by name; None where labels are values.
 
@@ -274,10 +298,15 @@ def groups_of(
     if groups is not None:
         if len(groups) != len(targets):
             raise InputError(f"There are {len(groups)} groups and {len(targets)} samples: pass one a sample.")
-        return tuple(groups)
-    if labels.classes is None:
-        return None
-    return tuple(names[number] if names else number for number in targets.tolist())
+        listed = getattr(groups, "tolist", None)  # of arrays and tensors: what is in them, not views of it
+        return tuple(groups if listed is None else listed())
+    return None if labels.classes is None else tuple(names_of_classes(targets.tolist(), names))
+
+
+def _in_order(group: Any) -> tuple[bool, float, str]:
+    """What groups are sorted by: numbers by their size, then texts."""
+    is_number = isinstance(group, Real)
+    return not is_number, float(group) if is_number else 0.0, str(group)
 
 
 def _measured(
@@ -291,7 +320,9 @@ def _measured(
 ) -> Around:
     if power == 1:
         return Around.by_averages(
-            averages(kernel, samples, weighting=normalization, include_self=False, progress=progress)
+            averages_among(
+                kernel, samples, labels, None, weighting=normalization, include_self=False, progress=progress
+            )
         )
     pairs = kernel.similarity_blocks(samples, None, normalization)
     batches = samples.batches(kernel.block_size(samples))

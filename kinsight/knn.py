@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyarrow as pa
 import torch
@@ -34,6 +35,7 @@ class NeighborTable:
         error: root mean square error of the similarities.
     """
 
+    columns: ClassVar = ("query", "rank", "neighbor", "similarity")
     ids: tuple[Id, ...]
     positions: Tensor
     similarities: Tensor
@@ -70,7 +72,7 @@ class NeighborTable:
         for query, places, values in zip(self.ids, self.positions.tolist(), self.similarities.tolist(), strict=True):
             for rank, (place, value) in enumerate(zip(places, values, strict=True), 1):
                 if place >= 0:
-                    yield {"query": query, "rank": rank, "neighbor": self.ids[place], "similarity": value}
+                    yield dict(zip(self.columns, (query, rank, self.ids[place], value), strict=True))
 
     def duplicates(self, least: float) -> list[list[int]]:
         """Groups of samples that chains of neighbors with at least this similarity connect, the largest first."""

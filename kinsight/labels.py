@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kinsight.calibration import calibrated
-from kinsight.errors import InputError, SampleTypeError, UnknownNameError
+from kinsight.errors import InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
+from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.leave_one_out import by_features, by_gram
+from kinsight.outputs import bytes_in_words
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.sketch import check_dim, error_of, similarities, sketch
@@ -42,12 +45,13 @@ class LabelSuspects:
         positions: where they lie in the data, [k].
         scores: how strongly each is contradicted, [k]. Classification: the probability, calibrated against the labels
             given, that all other samples give to other labels, in [0, 1]. Regression: distance from what they say, in
-            robust standard deviations.
+            robust standard deviations of each axis, on the axis where it is most: of many, some is far by chance.
         given: their targets, [k] or [k d].
         suggested: what the neighborhood says instead, [k] or [k d].
         supporter_ids: the neighbors that say so, the most similar first.
         supporter_positions: where these lie in the data, [k s]; -1 where there are fewer.
         supporter_similarities: [k s]; nan where there are fewer.
+        all_ids: of every sample of the data, n of them.
         all_scores: score of every sample of the data, [n]; nan where no other sample says anything.
         all_given: their targets, [n] or [n d].
         all_suggested: what the neighborhood says of each, [n] or [n d].
@@ -57,6 +61,7 @@ class LabelSuspects:
         error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
+    columns: ClassVar = ("id", "score", "given", "suggested", "supporters")
     ids: tuple[Id, ...]
     positions: Tensor
     scores: Tensor
@@ -65,6 +70,7 @@ class LabelSuspects:
     supporter_ids: tuple[tuple[Id, ...], ...]
     supporter_positions: Tensor
     supporter_similarities: Tensor
+    all_ids: tuple[Id, ...]
     all_scores: Tensor
     all_given: Tensor
     all_suggested: Tensor
@@ -78,16 +84,17 @@ class LabelSuspects:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record a suspect: id, score, given, suggested, supporters."""
-        columns = (self.ids, self.scores.tolist(), self.given.tolist(), self.suggested.tolist(), self.supporter_ids)
-        for id_, score, given, suggested, supporters in zip(*columns, strict=True):
-            yield {"id": id_, "score": score, "given": given, "suggested": suggested, "supporters": list(supporters)}
+        supporters = map(list, self.supporter_ids)
+        listed = (self.ids, self.scores.tolist(), self.given.tolist(), self.suggested.tolist(), supporters)
+        for values in zip(*listed, strict=True):
+            yield dict(zip(self.columns, values, strict=True))
 
     def summary(self) -> str:
         """In words."""
         n, n_judged = self.n_contradicted, int((~self.all_scores.isnan()).sum())
-        text = (
-            f"Of {n_judged:,} labels, {n:,} ({n / max(1, n_judged):.1%}) are contradicted by all other samples together"
-        )
+        if not n_judged:
+            return "Nothing is said of any label: every gradient is zero, or no other sample is alike."
+        text = f"Of {n_judged:,} labels, {n:,} ({n / n_judged:.1%}) are contradicted by all other samples together"
         if len(self):
             text += f"; most of all that of {self.ids[0]!r}, {self.given[0].tolist()} for {self.suggested[0].tolist()}"
         return text + ". Not every suspect is wrong: look at them, the first ones first."
@@ -122,10 +129,10 @@ def label_suspects(
             (regression).
         method: 'leave_one_out': kernel ridge regression without each sample in turn, its ridge chosen by the labels as
             they are. 'votes': a mean of labels with weights k(x, x_j)^power.
-        folds: [n], from 0 on: which of the kernels judges each sample, being of a network trained without that fold.
+        folds: `Folds`, or numbers from 0 on, [n]: which kernel judges each sample, being trained without it.
         n_suspects: at most so many; all above the threshold where left out.
         threshold: of suspects: least probability of another label, 0.5 where left out, the given one being less than
-            half as probable as it is frequent; for regression least score, 3.
+            half as probable as it is frequent; for regression least score, 3. From 0 on.
         power: exponent of votes: higher listens to fewer neighbors.
         normalization: 'flat' or 'whitened' similarity.
         n_supporters: neighbors shown for each suspect.
@@ -139,12 +146,12 @@ def label_suspects(
 
     Raises:
         TargetError: no targets, or of the wrong kind.
-        InputError: sketches would not fit in the kernel's `max_bytes`: build an index; folds are not one a sample.
+        InputError: sketches would not fit in `max_bytes`: build an index; numbers are out of range, or folds.
     """
     samples = Samples.wrap(data)
     kernels = _listed(kernel)
     ballots = Ballots.of(known_targets(samples), task)
-    check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
+    check_questions(method, power, threshold, ballots.task, n_suspects=n_suspects, n_supporters=n_supporters)
     how = _Judging(method, power, normalization, dim, progress)
     total = MeanVerdict(len(samples), ballots.n_columns)
     for each, rows in zip(kernels, _judged_by(kernels, folds, len(samples)), strict=True):
@@ -209,7 +216,9 @@ def suspects_among(
     order = scores.nan_to_num(nan=-torch.inf).argsort(descending=True, stable=True)
     order = order[is_contradicted[order]]
     n_contradicted, order = len(order), order[:n_suspects]
-    places, similarities = _supporters(pairs, targets, order, suggested, ballots.task, n_supporters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)  # samples without were named when verdicts were asked for
+        places, similarities = _supporters(pairs, targets, order, suggested, ballots.task, n_supporters)
     return LabelSuspects(
         ids=tuple(ids[place] for place in order.tolist()),
         positions=order,
@@ -219,6 +228,7 @@ def suspects_among(
         supporter_ids=tuple(tuple(ids[place] for place in row if place >= 0) for row in places.tolist()),
         supporter_positions=places,
         supporter_similarities=similarities,
+        all_ids=tuple(ids),
         all_scores=scores,
         all_given=targets,
         all_suggested=suggested,
@@ -241,7 +251,7 @@ def _judged(verdicts: Tensor, ballots: Ballots, method: Method) -> tuple[Tensor,
     return 1 - probabilities.gather(1, ballots.values[:, None])[:, 0], probabilities.max(dim=1).values
 
 
-def check_questions(method: str, power: float, **counts: int | None) -> None:
+def check_questions(method: str, power: float, threshold: float | None, task: Task, **counts: int | None) -> None:
     """Raise where questions make no sense.
 
     Raises:
@@ -250,6 +260,11 @@ def check_questions(method: str, power: float, **counts: int | None) -> None:
     if method not in ("leave_one_out", "votes"):
         raise UnknownNameError(f"method {method!r} is unknown: use 'leave_one_out' or 'votes'.")
     check_power(power)
+    if threshold is not None and not 0 <= threshold <= (1 if task == "classification" else torch.inf):
+        told = (
+            "a probability, from 0 to 1" if task == "classification" else "a number of standard deviations, from 0 on"
+        )
+        raise InputError(f"threshold is {threshold}: for {task} it is {told}.")
     for name, count in counts.items():
         if count is not None and count < 0:
             raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
@@ -259,6 +274,8 @@ def _listed(kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, Gra
     """One kernel, or several."""
     if isinstance(kernel, GradientKernel):
         return [kernel]
+    if not isinstance(kernel, Iterable):
+        raise SampleTypeError(f"kernel is a {type(kernel).__name__}: pass a GradientKernel, or several of them.")
     kernels = list(kernel.values() if isinstance(kernel, Mapping) else kernel)
     strangers = [type(each).__name__ for each in kernels if not isinstance(each, GradientKernel)]
     if strangers:
@@ -272,13 +289,23 @@ def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Te
         raise InputError("There are no kernels: pass one, or several.")
     if folds is None:
         return [torch.arange(n)] * len(kernels)
-    numbers = torch.as_tensor(folds)
+    numbers = folds.numbers if isinstance(folds, Folds) else _as_numbers(folds)
     if numbers.shape != (n,) or numbers.is_floating_point() or set(numbers.tolist()) - set(range(len(kernels))):
         raise InputError(
             f"folds is {str(numbers.dtype).removeprefix('torch.')} {list(numbers.shape)}, for {n} samples and "
             f"{len(kernels)} kernels: pass the number of one of the kernels, from 0 on, for every sample."
         )
     return [(numbers == fold).nonzero().flatten() for fold in range(len(kernels))]
+
+
+def _as_numbers(folds: Any) -> Tensor:
+    try:
+        return torch.as_tensor(folds)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"folds is a {type(folds).__name__} that no tensor can be made of ({error}): pass `Folds`, or the number "
+            "of one of the kernels for every sample."
+        ) from error
 
 
 @dataclass(eq=False)
@@ -319,8 +346,8 @@ class _Judging:
         n = len(samples)
         if 4 * n * dim > kernel.max_bytes:
             raise InputError(
-                f"Sketches of {n:,} samples, {dim:,} numbers each, take {4 * n * dim / 2**30:.1f} GiB, more than the "
-                f"kernel's max_bytes of {kernel.max_bytes / 2**30:.1f} GiB. Ask an index, which has them on disk: "
+                f"Sketches of {n:,} samples, {dim:,} numbers each, take {bytes_in_words(4 * n * dim)}, more than the "
+                f"kernel's max_bytes of {bytes_in_words(kernel.max_bytes)}. Ask an index, which has them on disk: "
                 "Index.build(folder, kernel, data, normalization='flat').label_suspects()."
             )
         values = torch.empty(n, dim)

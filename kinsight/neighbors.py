@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,14 +25,17 @@ class Neighbors:
         positions: where the neighbors lie in the data, [q k]; -1 where there are fewer than k.
         similarities: [q k]; nan where there are fewer than k.
         normalization: which similarity.
+        is_own: whether the queries are the data itself, in its order.
         error: root mean square error of the similarities, where they are estimates from sketches; None: exact.
     """
 
+    columns: ClassVar = ("query", "rank", "neighbor", "similarity")
     query_ids: tuple[Id, ...]
     ids: tuple[tuple[Id, ...], ...]
     positions: Tensor
     similarities: Tensor
     normalization: Normalization
+    is_own: bool
     error: float | None = None
 
     def __len__(self) -> int:
@@ -42,7 +45,7 @@ class Neighbors:
         """One record a pair: query, rank (from 1), neighbor, similarity."""
         for query, ids, values in zip(self.query_ids, self.ids, self.similarities.tolist(), strict=True):
             for rank, (neighbor, value) in enumerate(zip(ids, values, strict=False), 1):
-                yield {"query": query, "rank": rank, "neighbor": neighbor, "similarity": value}
+                yield dict(zip(self.columns, (query, rank, neighbor, value), strict=True))
 
 
 def neighbors(
@@ -97,7 +100,7 @@ def neighbors(
     places[missing] = -1
     best[missing] = torch.nan
     ids = tuple(tuple(columns.ids[place] for place in row if place >= 0) for row in places.tolist())
-    return Neighbors(rows.ids, ids, places, best.clamp(-1, 1), normalization)
+    return Neighbors(rows.ids, ids, places, best.clamp(-1, 1), normalization, are_all(same, len(columns)))
 
 
 def self_positions(rows: Samples, columns: Samples) -> Tensor:
@@ -110,6 +113,11 @@ def self_positions(rows: Samples, columns: Samples) -> Tensor:
     is_same_naming = rows.numbered_by is columns.numbered_by
     place = {id_: position for position, id_ in enumerate(columns.ids)} if is_same_naming else {}
     return torch.tensor([place.get(id_, -1) for id_ in rows.ids])
+
+
+def are_all(places: Tensor, n: int) -> bool:
+    """Whether places are those of all n samples, in order."""
+    return torch.equal(places, torch.arange(n))
 
 
 def merge_best(best: Tensor, places: Tensor, values: Tensor, found: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,10 @@ class OutputFunction(ABC):
 
     needs_targets = False
     is_estimate = False
+    is_logits = False
+    """Whether their softmax is what the network says of classes."""
+    is_values = False
+    """Whether they are what the network says of values, where they are as many as the numbers of a target."""
 
     @abstractmethod
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
@@ -39,6 +43,8 @@ class OutputFunction(ABC):
 class logits(OutputFunction):  # noqa: N801 (read as a function: output=logits())
     """What the model returns: class scores before the softmax, or the values of a regression. [n] or [n c]."""
 
+    is_logits = is_values = True
+
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         return unwrap(returned)
 
@@ -46,6 +52,8 @@ class logits(OutputFunction):  # noqa: N801 (read as a function: output=logits()
 @dataclass(frozen=True)
 class centered_logits(OutputFunction):  # noqa: N801
     """z_c - mean_c z_c. Their sum is 0, so K(x, x) has rank c - 1. [n c]."""
+
+    is_logits = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         scores = class_scores(returned, self.name)
@@ -55,6 +63,8 @@ class centered_logits(OutputFunction):  # noqa: N801
 @dataclass(frozen=True)
 class log_probs(OutputFunction):  # noqa: N801
     """log softmax(z). sum_c p_c grad log p_c = 0, so K(x, x) has rank c - 1. [n c]."""
+
+    is_logits = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         return _log_softmax(class_scores(returned, self.name))
@@ -148,6 +158,12 @@ class loss(OutputFunction):  # noqa: N801
             return self.kind(returned, targets)
         values = unwrap(returned)
         if self.kind == "cross_entropy":
+            if targets.is_floating_point() or targets.dim() != 1:
+                raise TargetError(
+                    f"loss('cross_entropy') needs class numbers [n]; these targets are "
+                    f"{str(targets.dtype).removeprefix('torch.')} [{_shape(targets)}], and would be cut to whole "
+                    "numbers. For values use loss('mse')."
+                )
             log_p = _log_softmax(class_scores(returned, self.name))
             return F.nll_loss(log_p, targets.long(), reduction="none")
         if self.kind != "mse":
@@ -175,6 +191,7 @@ class pooled(OutputFunction):  # noqa: N801
     over: Literal["mean", "sum", "center"] | Callable[[Tensor], Tensor] = "mean"
     of: Callable[[Any], Tensor] | None = None
     channel_axis: int = 1
+    is_values = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         dense = unwrap(returned) if self.of is None else self.of(returned)
@@ -200,9 +217,10 @@ class pooled(OutputFunction):  # noqa: N801
 
 @dataclass(frozen=True)
 class custom(OutputFunction):  # noqa: N801
-    """Any callable on what the model returns. [n] or [n c]."""
+    """Any callable on what the model returns, taken for values where it is compared with targets. [n] or [n c]."""
 
     function: Callable[[Any], Tensor]
+    is_values = True
 
     def __call__(self, returned: Any, targets: Tensor | None) -> Tensor:
         return self.function(returned)
@@ -239,6 +257,12 @@ def resolve_output(output: str | OutputFunction | Callable[[Any], Tensor]) -> Ou
     if callable(output):
         return custom(cast("Callable[[Any], Tensor]", output))
     raise SampleTypeError(f"output is a {type(output).__name__}: pass a name ({', '.join(OUTPUTS)}) or a callable.")
+
+
+def kind_of_output(name: str) -> type[OutputFunction]:
+    """The class of an output function, by the name that an index keeps; for those of others the common one."""
+    found = custom if name == custom.__name__ else OUTPUTS.get(name)
+    return OutputFunction if found is None else found
 
 
 def evaluate(output: OutputFunction, returned: Any, targets: Tensor | None, n: int) -> Tensor:
@@ -291,9 +315,9 @@ def check_output_count(outputs: Tensor, *, limit: int, n_parameters: int, n: int
         size = c * n_parameters * outputs.element_size()
         raise OutputCountError(
             f"The output has c = {c} entries a sample (limit {limit}): {c} backward passes a batch, up to "
-            f"{_bytes(size)} of gradients a sample ({_bytes(size * n)} for this batch of {n}), and [{c} {c}] blocks. "
-            f"Cheaper: output=probes(k=16, seed=0) (16 passes, with a standard error) or output='one_vs_rest' (1 "
-            f"pass). Or pass max_outputs={c}."
+            f"{bytes_in_words(size)} of gradients a sample ({bytes_in_words(size * n)} for this batch of {n}), and "
+            f"[{c} {c}] blocks. Cheaper: output=probes(k=16, seed=0) (16 passes, with a standard error) or "
+            f"output='one_vs_rest' (1 pass). Or pass max_outputs={c}."
         )
 
 
@@ -367,7 +391,13 @@ def _shape(tensor: Tensor) -> str:
     return " ".join(map(str, tensor.shape))
 
 
-def _bytes(size: int) -> str:
+def bytes_in_words(size: int) -> str:
+    """A number of bytes in the unit that it is some of.
+
+    Example:
+        >>> bytes_in_words(1_500_000)
+        '1.5 MB'
+    """
     amount = float(size)
     for unit in ("B", "kB", "MB", "GB"):
         if amount < 1000:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from kinsight.averages import Averages, Labels
 from kinsight.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.contents import Contents
 from kinsight.denoising_sums import DenoisingSums, denoising_sums
-from kinsight.density import Counts
+from kinsight.density import Counts, Thresholds, thresholds_of
 from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
 from kinsight.identity import check_identity
@@ -22,13 +24,14 @@ from kinsight.kernel import GradientKernel
 from kinsight.labels import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
 from kinsight.leave_one_out import by_features
 from kinsight.neighbors import self_positions
+from kinsight.outputs import kind_of_output
 from kinsight.progress import progress_bar
 from kinsight.samples import Samples
 from kinsight.sketch import sketch
 from kinsight.sketched import averages_of, support_of
 from kinsight.uncertainty import Support
 from kinsight.unit_gradients import warn_undefined
-from kinsight.votes import Ballots, Task, check_power, shares_of
+from kinsight.votes import Ballots, Task, check_power, check_targets, shares_of
 
 
 class Questions(Contents):
@@ -70,7 +73,7 @@ class Questions(Contents):
 
     def hard_count(
         self,
-        thresholds: float | Sequence[float] = 0.5,
+        thresholds: Thresholds = 0.5,
         *,
         queries: Any = None,
         kernel: GradientKernel | None = None,
@@ -81,12 +84,16 @@ class Questions(Contents):
         """The hard count of every sample, or query, from the cosines of sketches: [n], or [n k] for k thresholds.
 
         Its error is what follows from cosines whose errors are normal, as large as the index's, and partly common.
+        Copies have cosines a few roundings below 1, and are not above a threshold that is as close to 1.
+
+        Raises:
+            InputError: there are no thresholds, or one is nan.
         """
-        taus = thresholds if isinstance(thresholds, Sequence) else [thresholds]
+        taus, is_single = thresholds_of(thresholds)
         strangers = self._strangers(queries, kernel, data)
-        count = functools.partial(hard_counts, thresholds=taus)
+        count = functools.partial(hard_counts, taus=taus)
         counts = self._counts(count, strangers, include_self=include_self, progress=progress)
-        return counts if isinstance(thresholds, Sequence) else counts.column(0)
+        return counts.column(0) if is_single else counts
 
     def power_count(
         self,
@@ -100,11 +107,13 @@ class Questions(Contents):
     ) -> Counts:
         """The power count of every sample, or query, from the cosines of sketches. [n].
 
-        Its error is half of what it changes by when all cosines are off by the index's error, one way or the other.
+        Its error is no standard error, but a bound, `is_bound`: half of what it changes by when all cosines are off by
+        the index's error, one way or the other.
         """
         strangers = self._strangers(queries, kernel, data)
         count = functools.partial(power_counts, power=power)
-        return self._counts(count, strangers, include_self=include_self, progress=progress).column(0)
+        counts = self._counts(count, strangers, include_self=include_self, progress=progress)
+        return replace(counts.column(0), is_bound=True)
 
     def _counts(
         self,
@@ -166,17 +175,18 @@ class Questions(Contents):
 
         'leave_one_out' takes time linear in the number of samples. The index's normalization counts: 'flat' is known to
         work on networks that have memorized wrong labels. `others` are indexes of the same data and other networks,
-        such as earlier checkpoints: verdicts are averaged.
+        such as earlier checkpoints: verdicts are averaged, and the error is that of the worst.
 
         Raises:
             TargetError: the index has no targets, or of the wrong kind.
+            InputError: another index is of other data, or of another similarity; a number is out of range.
         """
-        check_questions(method, power, n_suspects=n_suspects, n_supporters=n_supporters)
-        ballots, pairs = Ballots.of(self.targets, task), functools.partial(cosines, self.store)
+        ballots, pairs = Ballots.of(self._known_targets(), task), functools.partial(cosines, self.store)
+        check_questions(method, power, threshold, ballots.task, n_suspects=n_suspects, n_supporters=n_supporters)
+        for other in others:
+            self._check_same_data(other)
         total = MeanVerdict(len(self), ballots.n_columns)
         for index in (self, *others):
-            if index.ids != self.ids:
-                raise InputError(f"Index {str(index.folder)!r} has other samples than {str(self.folder)!r}, by id.")
             if method == "votes":
                 found = shares_of(functools.partial(cosines, index.store), ballots, power, progress=progress)
             else:
@@ -184,7 +194,7 @@ class Questions(Contents):
             total.add(found)
         return suspects_among(
             pairs, self.ids, ballots, total.values, method=method, n_suspects=n_suspects, threshold=threshold,
-            n_supporters=n_supporters, error=self.error,
+            n_supporters=n_supporters, error=max(index.error for index in (self, *others)),
         )  # fmt: skip
 
     def label_conflicts(
@@ -198,8 +208,9 @@ class Questions(Contents):
     ) -> LabelConflicts:
         """Near-duplicates with different labels, by the cosines of sketches; see `kinsight.label_conflicts`."""
         return conflicts_among(
-            functools.partial(cosines, self.store), self.ids, Ballots.of(self.targets, task), least=least,
-            n_conflicts=n_conflicts, least_difference=least_difference, error=self.error, progress=progress,
+            functools.partial(cosines, self.store), self.ids, Ballots.of(self._known_targets(), task), least=least,
+            n_conflicts=n_conflicts, least_difference=least_difference, precision=torch.float32, error=self.error,
+            progress=progress,
         )  # fmt: skip
 
     def averages(self, *, include_self: bool = True, task: Task | None = None) -> Averages:
@@ -232,7 +243,7 @@ class Questions(Contents):
         self,
         *,
         power: float = 8.0,
-        groups: Sequence[Any] | None = None,
+        groups: Sequence[Any] | Tensor | np.ndarray | None = None,
         splits: Splits | None = None,
         task: Task | None = None,
         progress: bool = False,
@@ -257,6 +268,26 @@ class Questions(Contents):
         names = self.about["class_names"]
         return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
 
+    def _check_same_data(self, other: Contents) -> None:
+        """Raise where verdicts of another index would be of other samples, or of another similarity."""
+        is_other = {
+            "other samples, by id,": other.ids != self.ids,
+            "another similarity": other.normalization != self.normalization,
+            "other targets": other.targets.tolist() != self.targets.tolist(),
+            "other inputs": other.contents != self.contents,
+        }
+        reason = next((reason for reason, is_so in is_other.items() if is_so), None)
+        if reason is not None:
+            raise InputError(
+                f"Index {str(other.folder)!r} has {reason} than {str(self.folder)!r}: verdicts of the two are not of "
+                "the same. Pass indexes of the same data that differ in the network alone."
+            )
+
+    def _known_targets(self) -> Tensor:
+        targets = self.targets
+        check_targets(targets, self.ids)
+        return targets
+
     def _labels(self, task: Task | None) -> Labels:
-        name: str = self.about["kernel"]["output"].partition("(")[0]
-        return Labels.among(self.targets, self.outputs.shape[1], name, task)
+        output = kind_of_output(self.about["kernel"]["output"].partition("(")[0])
+        return Labels.among(self._known_targets(), self.outputs.shape[1], output, task)

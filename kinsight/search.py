@@ -12,7 +12,7 @@ from torch import Tensor
 from kinsight.errors import InputError
 from kinsight.gradients.scratch import Scratch
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.neighbors import Neighbors, merge_best, self_positions
+from kinsight.neighbors import Neighbors, are_all, merge_best, self_positions
 from kinsight.rows import ROWS, matrix_of
 from kinsight.samples import Batch, Id, Samples
 from kinsight.sketch import sketch
@@ -83,7 +83,7 @@ def as_neighbors(
     is_undefined = asked.units.norm(dim=1) == 0
     values[is_undefined], rows[is_undefined] = torch.nan, -1
     found = tuple(tuple(ids[row] for row in line if row >= 0) for line in rows.tolist())
-    return Neighbors(asked.ids, found, rows, values, normalization, error)
+    return Neighbors(asked.ids, found, rows, values, normalization, are_all(asked.rows, len(ids)), error)
 
 
 def nearest(parts: Iterable[tuple[int, Tensor]], queries: Tensor, k: int, own: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,8 @@ def averages_of(index: Contents, labels: Labels, *, include_self: bool) -> Avera
         of_others = wide @ total - wide.square().sum(dim=1)[:, None] * own
         sums.append((of_others + own * include_self).masked_fill(~known[:, None], torch.nan))
         is_known.append(known)
+    is_zero = ~torch.cat(is_known)
+    warn_undefined([index.ids[row] for row in is_zero.nonzero().flatten().tolist()])
     found, known = torch.cat(sums), torch.cat(is_known).double()
     errors = index.excess * ((total.square().sum(dim=0) + found.square()) / index.dim).sqrt()
     products = KernelProducts(found, known, outputs, float(known.sum()))

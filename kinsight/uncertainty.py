@@ -31,11 +31,12 @@ class Support:
 
     Args:
         ids: of the samples, n of them.
-        sums: sum_y |k(x, y)| / k(x, x), or the same with signs, [n]; nan where the gradient of x is zero. For c outputs
-            |K(y, x) K(x, x)^-1| / sqrt(c), or its trace / c.
+        sums: sum_y |k(x, y)| / k(x, x), or the same with signs, [n]; nan where the gradient of x is zero. For
+            several outputs |K(y, x) K(x, x)^-1| / sqrt(r), or its trace / r, r being the rank of K(x, x).
         is_signed: whether terms have their sign.
         n_data: number of samples y.
-        error: standard error of `sums`, [n], where they are estimates from sketches; None: exact.
+        error: of `sums`, [n], where they are estimates from sketches; None: exact. With signs their standard error,
+            else a bound: what they change by when all cosines are off one way.
     """
 
     ids: tuple[Id, ...]
@@ -91,11 +92,12 @@ def uncertainty(kernel: GradientKernel, data: Any, queries: Any = None, *, progr
 
     def dual(batch: Batch) -> BatchGradients:
         gradients = kernel.gradients(batch)
-        return gradients.mix(_inverses(kernel, gradients))
+        inverses, ranks = _inverses(kernel, gradients)
+        return gradients.mix(inverses / ranks.double().sqrt()[:, None, None])
 
     def moves(x: BatchGradients, y: BatchGradients) -> Tensor:
         blocks: Tensor = x.gram(y, "blocks").double()
-        lengths: Tensor = blocks.square().sum(dim=(2, 3)).sqrt() / blocks.shape[2] ** 0.5
+        lengths: Tensor = blocks.square().sum(dim=(2, 3)).sqrt()
         return lengths
 
     rows, columns = kernel.each(targets, dual), kernel.each(samples, kernel.gradients)
@@ -128,16 +130,17 @@ def signed_support(kernel: GradientKernel, data: Any, queries: Any = None, *, pr
     asked = None if targets is samples else targets
     found = kernel_products(kernel, samples, columns, c, asked, weighting="blocks", progress=progress)
     batches = targets.batches(kernel.block_size(targets))
-    inverses = torch.cat([_inverses(kernel, kernel.gradients(batch)).cpu() for batch in batches])
-    sums = (found.values * inverses).sum(dim=(1, 2)) / c  # Tr(M K^-1) / c, K^-1 being symmetric
+    parts = [_inverses(kernel, kernel.gradients(batch)) for batch in batches]
+    inverses, ranks = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+    sums = (found.values * inverses).sum(dim=(1, 2)) / ranks  # Tr(M K^-1) / r, K^-1 being symmetric
     return _support(targets, sums.masked_fill(found.lengths == 0, torch.nan), is_signed=True, n_data=len(samples))
 
 
-def _inverses(kernel: GradientKernel, gradients: BatchGradients) -> Tensor:
-    """K(x, x)^-1 on its range. [n c c]; nan where the gradient is zero."""
+def _inverses(kernel: GradientKernel, gradients: BatchGradients) -> tuple[Tensor, Tensor]:
+    """K(x, x)^-1 on its range, [n c c], nan where the gradient is zero; and its rank, [n]."""
     own = spectrum(gradients.self_blocks(), kernel.precision)
     inverses: Tensor = own.power(-1.0)
-    return inverses.masked_fill(own.ranks[:, None, None] == 0, torch.nan)
+    return inverses.masked_fill(own.ranks[:, None, None] == 0, torch.nan), own.ranks
 
 
 def _support(samples: Samples, sums: Tensor, *, is_signed: bool, n_data: int) -> Support:

@@ -7,40 +7,90 @@ A ballot is a label, one-hot, or a value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.progress import progress_bar
-from kinsight.samples import Samples
+from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
 
 Task = Literal["classification", "regression"]
+
+ROUNDING = torch.finfo(torch.float64).eps ** 0.5
+"""Differences of values that are smaller than this share of their size are none."""
+
+LARGEST = 1e150
+"""Of a target: squares of larger ones, summed up, are not finite in float64."""
 
 
 def known_targets(samples: Samples) -> Tensor:
     """The targets of all samples, [n] or [n d].
 
     Raises:
-        TargetError: there are none, or some are nan or inf.
+        TargetError: there are none, or some cannot be counted with.
     """
     targets = samples.targets
     if targets is None:
         raise TargetError(
-            "The data has no targets, so there is nothing to suspect. Pass Samples(inputs, targets), a Dataset of "
-            "(input, target), or unpack=."
+            "The data has no targets, and what is asked for is made of them. Pass Samples(inputs, targets), a Dataset "
+            "of (input, target), or unpack=."
         )
-    bad = ~torch.isfinite(targets.double().reshape(len(targets), -1)).all(dim=1)
-    if bool(bad.any()):
-        names = [samples.ids[place] for place in bad.nonzero().flatten().tolist()]
-        raise TargetError(
-            f"The targets of {len(names)} of {len(samples)} samples are nan or inf: {names[:5]}. A single one spoils "
-            "the mean of every neighborhood it is in. Leave these samples out."
-        )
+    check_targets(targets, samples.ids)
     return targets
+
+
+def check_targets(targets: Tensor, ids: Sequence[Id]) -> None:
+    """Raise where targets cannot be counted with.
+
+    Raises:
+        TargetError: they are complex, no numbers at all, nan or inf, or so large that their squares are not finite.
+    """
+    if targets.is_complex():
+        raise TargetError("The targets are complex: means and distances are of real values. Pass torch.view_as_real.")
+    if not targets.numel():
+        raise TargetError(f"The targets are {list(targets.shape)}: there is no number in them to compare.")
+    sizes = targets.double().reshape(len(targets), -1).abs().amax(dim=1)  # nan where one of them is
+    bad = ~(sizes <= LARGEST)
+    if bool(bad.any()):
+        names = [ids[place] for place in bad.nonzero().flatten().tolist()]
+        is_large = bool(sizes[bad].isfinite().all())
+        what, way = (
+            (f"beyond {LARGEST:g}", "Scale all targets") if is_large else ("nan or inf", "Leave these samples out")
+        )
+        raise TargetError(
+            f"The targets of {len(names)} of {len(ids)} samples are {what}: {names[:5]}. A single one spoils the mean "
+            f"of every neighborhood it is in. {way}."
+        )
+
+
+def scale_of(values: Tensor) -> float:
+    """How far values [n d] are from their mean: their standard deviation, summed up over axes.
+
+    The deviations of constant values are rounding: then it is their size in place of it, and 1 where they are all 0.
+    """
+    spread = float((values - values.mean(dim=0)).square().sum(dim=1).mean().sqrt())
+    size = float(values.norm(dim=1).max())
+    return spread if spread > ROUNDING * size else size or 1.0
+
+
+def task_of(targets: Tensor, task: Task | None = None) -> Task:
+    """The task that is named, or by the targets' type: floating-point numbers are values, integers classes.
+
+    Raises:
+        TargetError: classes are no integers [n], or negative.
+        UnknownNameError: there is no such task.
+    """
+    if task not in (None, "classification", "regression"):
+        raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
+    found: Task = task or ("regression" if targets.is_floating_point() else "classification")
+    if found == "classification":
+        check_classes(targets)
+    return found
 
 
 def check_classes(targets: Tensor) -> None:
@@ -82,14 +132,11 @@ class Ballots:
             TargetError: classes are no integers [n], or negative.
             UnknownNameError: there is no such task.
         """
-        task = task or ("regression" if targets.is_floating_point() else "classification")
-        if task == "classification":
-            check_classes(targets)
+        found = task_of(targets, task)
+        if found == "classification":
             classes, values = torch.unique(targets.long(), return_inverse=True)
-            return Ballots(targets, task, classes, values)
-        if task != "regression":
-            raise UnknownNameError(f"task {task!r} is unknown: use 'classification' or 'regression'.")
-        return Ballots(targets, task, None, targets.double().reshape(len(targets), -1))
+            return Ballots(targets, found, classes, values)
+        return Ballots(targets, found, None, targets.double().reshape(len(targets), -1))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -105,12 +152,23 @@ class Ballots:
         return values if self.classes is None else torch.nn.functional.one_hot(values, self.n_columns).double()
 
     def distances(self, means: Tensor) -> Tensor:
-        """How far means [n b] are from the values, in robust standard deviations; nan where they are. [n]."""
-        distance = (self.values - means).norm(dim=1)
-        known = distance[~distance.isnan()]
-        spread = 1.4826 * known.median() if len(known) else torch.tensor(1.0, dtype=distance.dtype)
-        scaled: Tensor = distance / torch.where(spread > 0, spread, 1.0)
-        return scaled
+        """How far means [n b] are from the values, in robust standard deviations; nan where they are. [n].
+
+        That of the axis on which it is most: each has a standard deviation of its own, 1.4826 times the median of
+        |value - mean|; where that is 0, as where more than half of the means are exact, 1.2533 times the average. On an
+        axis where this is 0, too, nothing is off.
+
+        Reference:
+            Iglewicz, Hoaglin (1993), "How to detect and handle outliers".
+        """
+        off = (self.values - means).abs()
+        known = off[~off.isnan().any(dim=1)]
+        if not len(known):
+            return off[:, 0]
+        least = ROUNDING * self.values.abs().amax(dim=0)
+        middle, average = 1.4826 * known.median(dim=0).values, 1.2533 * known.mean(dim=0)
+        spread = torch.where(middle > least, middle, torch.where(average > least, average, torch.inf))
+        return (off / spread).amax(dim=1)
 
     def suggested(self, shares: Tensor) -> Tensor:
         """The label with most votes, or the mean, in the targets' shape, and their type where that can hold it."""
@@ -118,6 +176,13 @@ class Ballots:
             return self.classes[shares.argmax(dim=1)].to(self.targets.dtype)
         means = shares.reshape(self.targets.shape)
         return means.to(self.targets.dtype) if self.targets.is_floating_point() else means
+
+
+def names_of_classes(numbers: Sequence[int], names: Sequence[str] | None) -> list[Any]:
+    """What classes are called: their names where there are any, numbers as texts beyond them; else numbers."""
+    if not names:
+        return list(numbers)
+    return [names[number] if 0 <= number < len(names) else str(number) for number in numbers]
 
 
 def check_power(power: float) -> None:

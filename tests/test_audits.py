@@ -1,11 +1,15 @@
 """Counts and label suspects from an index are those of the kernel, within the error they state."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kinsight import GradientKernel, Index, Samples, hard_count, label_suspects, power_count, soft_count
 from kinsight.errors import InputError, TargetError, ZeroGradientWarning
@@ -75,6 +79,38 @@ def test_hard_counts(built: Any, include_self: bool) -> None:
     assert torch.equal(index.hard_count(0.3, include_self=include_self).values, found.values[:, 1])
 
 
+@pytest.mark.parametrize("thresholds", [[0.1, 0.5], (0.1, 0.5), np.array([0.1, 0.5]), torch.tensor([0.1, 0.5])])
+def test_thresholds_are_a_list_of_any_kind(built: Any, thresholds: Any) -> None:
+    kernel, samples, index = built
+    found = [index.hard_count(thresholds), hard_count(kernel, samples, thresholds=thresholds, normalization="flat")]
+    single = [index.hard_count(0.5), hard_count(kernel, samples, thresholds=np.float64(0.5), normalization="flat")]
+    for several, one in zip(found, single, strict=True):
+        assert several.values.shape == (N, 2)
+        assert torch.equal(several.values[:, 1], one.values)
+    assert index.hard_count(torch.tensor(0.5)).values.shape == (N,)
+
+
+class LargestTensor(TorchDispatchMode):
+    """How many numbers the largest tensor has that any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.largest = max([self.largest, *(each.numel() for each in tree_leaves(found) if isinstance(each, Tensor))])
+        return found
+
+
+def test_memory_does_not_grow_with_the_number_of_thresholds(built: Any) -> None:
+    """No tensor is larger than three blocks of all pairs, whatever the number of thresholds."""
+    kernel, samples, index = built
+    taus = torch.linspace(-1, 1, 40)
+    for count in (index.hard_count, functools.partial(hard_count, kernel, samples)):
+        with LargestTensor() as seen:
+            count(thresholds=taus)
+        assert seen.largest <= max(3 * N**2, N * DIM)
+
+
 def test_power_counts(built: Any) -> None:
     kernel, samples, index = built
     truth = power_count(kernel, samples, power=4, normalization="flat")
@@ -96,6 +132,29 @@ def test_label_suspects(built: Any) -> None:
     assert found.supporter_positions.shape == (6, 5)
 
 
+def test_indexes_of_other_data_are_not_asked_together(built: Any, tmp_path: Path) -> None:
+    kernel, samples, index = built
+    whole = samples.take(range(N))
+    how: dict[str, Any] = {"dim": 64, "normalization": "flat"}
+    rough = Index.build(
+        tmp_path / "rough", GradientKernel(blobs(seed=1)[0]), Samples(whole.inputs, whole.targets), **how
+    )
+    assert rough.error > index.error
+    assert index.label_suspects(others=[rough]).error == rough.error
+    moved, other = whole.inputs.clone(), whole.targets.clone()
+    moved[5], other[5] = moved[5] + 1, 2 - other[5] % 2
+    named = list(map(str, range(N)))
+    for number, (reason, x, y, options) in enumerate([
+        ("other inputs", moved, whole.targets, {}), ("other targets", whole.inputs, other, {}),
+        ("other samples, by id,", whole.inputs, whole.targets, {"ids": named}),
+        ("another similarity", whole.inputs, whole.targets, {}),
+    ]):  # fmt: skip
+        built_how = {**how, "normalization": "whitened" if reason == "another similarity" else "flat"}
+        another = Index.build(tmp_path / str(number), kernel, Samples(x, y, **options), **built_how)
+        with pytest.raises(InputError, match=f"has {reason} than"):
+            index.label_suspects(others=[another])
+
+
 def test_zero_gradients_have_no_counts(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Tanh()).eval()
     x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -113,12 +172,18 @@ def test_zero_gradients_have_no_counts(tmp_path: Path) -> None:
 
 def test_questions_that_make_no_sense(built: Any, tmp_path: Path) -> None:
     kernel, samples, index = built
-    with pytest.raises(InputError, match="is nan"):
-        index.hard_count(float("nan"))
+    for count in (index.hard_count, functools.partial(hard_count, kernel, samples)):
+        with pytest.raises(InputError, match="is nan"):
+            count(thresholds=float("nan"))
+        for table, shape in (([], "0"), (torch.zeros(2, 2), "2, 2")):
+            with pytest.raises(InputError, match=rf"thresholds are \[{shape}\]: pass one similarity, or a list"):
+                count(thresholds=table)
     with pytest.raises(InputError, match="must be positive"):
         index.power_count(0)
     with pytest.raises(InputError, match="must be positive"):
         index.label_suspects(power=-1)
+    with pytest.raises(InputError, match="threshold is nan"):
+        index.label_suspects(threshold=float("nan"))
     x = samples.take(range(50)).inputs
     with pytest.raises(TargetError, match="has no targets"):
         Index.build(tmp_path, kernel, x, dim=16).label_suspects()

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples
 from kinsight.averages import Averages, averages
-from kinsight.errors import InputError, TargetError
+from kinsight.errors import InputError, TargetError, UnknownNameError, ZeroGradientWarning
 from kinsight.kernel_products import kernel_products
+from kinsight.outputs import OutputFunction, custom, kind_of_output, log_probs, logits, probes
 
 N = 40
 
@@ -123,14 +124,63 @@ def test_what_the_network_says_is_left_out_where_it_is_of_another_kind() -> None
     assert {*next(found.rows())} == {"id", "weight", "share", "label", "variance"}
 
 
+@pytest.mark.parametrize(
+    ("output", "n_outputs", "is_said"),
+    [
+        ("logits", 3, True), (lambda returned: 2 * returned, 3, True), (probes(3), 3, False),
+        ("centered_logits", 3, False), ("log_probs", 3, False), ("one_vs_rest", 1, False),
+    ],
+)  # fmt: skip
+def test_what_the_network_says_of_values_is_not_told_by_a_count(output: Any, n_outputs: int, is_said: bool) -> None:
+    y = torch.randn(N, n_outputs, dtype=torch.float64)
+    found = averages(GradientKernel(network(3), output), Samples(inputs(), y if n_outputs > 1 else y[:, 0]))
+    assert (found.own is not None) == is_said
+
+
+@pytest.mark.parametrize("output", ["centered_logits", "log_probs"])
+def test_outputs_whose_softmax_is_that_of_logits(output: str) -> None:
+    data = Samples(inputs(), torch.arange(N) % 3)
+    found, truth = (averages(GradientKernel(network(3), each), data) for each in (output, "logits"))
+    assert truth.own is not None
+    close(found.own, truth.own)
+
+
+def test_kinds_of_outputs_by_the_name_that_an_index_keeps() -> None:
+    for name, kind in (("logits", logits), ("log_probs", log_probs), ("custom", custom), ("shop.mine", OutputFunction)):
+        assert kind_of_output(name) is kind
+
+
 def test_nothing_is_divided_by_a_sum_that_cancels() -> None:
     kernel = GradientKernel(nn.Linear(2, 1, bias=False).double())
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    found = averages(kernel, Samples(x, torch.arange(4.0)), weighting="kernel")
+    with pytest.warns(ZeroGradientWarning, match=r"\[3\]"):
+        found = averages(kernel, Samples(x, torch.arange(4.0)), weighting="kernel")
     assert found.labels[:2].isnan().all()
     close(found.labels[2], torch.tensor([2.0], dtype=torch.float64))
     assert bool(found.labels[3].isnan().all())
     assert found.weights[:2].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("weighting", ["whitened", "flat", "kernel"])
+def test_zero_gradients_are_warned_of_once(weighting: Any) -> None:
+    x = torch.eye(3, dtype=torch.float64)
+    x[1] = 0
+    with pytest.warns(ZeroGradientWarning, match=r"\[1\]") as seen:
+        averages(
+            GradientKernel(nn.Linear(3, 1, bias=False).double()), Samples(x, torch.arange(3.0)), weighting=weighting
+        )
+    assert len(seen) == 1
+
+
+def test_negative_variances_are_told() -> None:
+    """Two samples alike, a third one opposite to both, less so: weights 1, 1, -1/2 of labels 0, 0, 1."""
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-0.5, 3**0.5 / 2]], dtype=torch.float64)
+    kernel = GradientKernel(nn.Linear(2, 1, bias=False).double())
+    found = averages(kernel, Samples(x, torch.tensor([0.0, 0.0, 1.0])), weighting="flat")
+    close(found.variances[:2], torch.tensor([-1 / 3 - 1 / 9] * 2, dtype=torch.float64))
+    assert "for 2 variances are negative, and say nothing." in found.summary()
+    plain = averages(kernel, Samples(x[:2], torch.tensor([0.0, 1.0])), weighting="flat")
+    assert "variances are negative" not in plain.summary()
 
 
 def test_stationary_networks_have_no_residual() -> None:
@@ -154,11 +204,13 @@ def test_stationary_networks_have_no_residual() -> None:
     assert float(off.abs().max()) < 1e-9  # what the decomposition says, noise being in the labels
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("targets", "options", "error", "message"),
     [
         (None, {}, TargetError, "no targets"),
         (torch.rand(N), {"task": "classification"}, TargetError, "integer targets"),
+        (torch.rand(N), {"task": "regresion"}, UnknownNameError, "task 'regresion' is unknown"),
         (torch.rand(N), {"weighting": "blocks"}, InputError, "weighted by 'whitened', 'flat' or 'kernel'"),
     ],
 )

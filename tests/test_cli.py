@@ -296,7 +296,7 @@ def test_defaults_are_those_of_the_library(capsys: pytest.CaptureFixture[str]) -
     of_library = [
         (cli.print_neighbors, kinsight.neighbors, {"k": "n_neighbors"}),
         (cli.print_density, kinsight.soft_count, {}),
-        (cli.print_density, kinsight.hard_count, {"threshold": "thresholds"}),
+        (cli.print_density, kinsight.hard_count, {}),
         (cli.print_density, kinsight.power_count, {}),
         (cli.print_labels, kinsight.label_suspects, {"top": "n_suspects"}),
         (cli.make_report, write_report, {}),

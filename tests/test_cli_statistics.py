@@ -65,9 +65,75 @@ def test_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = answer(capsys, *asked, "--regime", most)
     assert [row["id"] for row in chosen["rows"]] == truth.of(most).tolist()
     assert [row["group"] for row in answer(capsys, *asked, "--by-group")["rows"]] == [0, 1]
+    nobody = next(regime for regime, n in found["regimes"].items() if not n)
+    assert answer(capsys, *asked, "--regime", nobody, "--out", "none.csv")["rows"] == [{"file": "none.csv", "rows": 0}]
+    assert (folder / "none.csv").read_text().strip().split(",") == list(found["rows"][0])
+    status, _, err = run(capsys, *asked, "--by-group", "--regime", most)
+    assert status == 2
+    assert "--regime is of samples" in err
     status, _, err = run(capsys, *asked, "--regime", "happy")
     assert status == 2
     assert "there are learned, memorized" in err
+
+
+def test_uncertainty(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("uncertainty", "shop:classes", "npz:classes.npz", *QUIET)
+    x = np.load("classes.npz")["x"]
+    np.savez("queries.npz", x=10 * x[:5])
+    kernel = kinsight.GradientKernel(load_model("shop:classes", device="cpu"))
+    for more, queries in (((), None), (("--queries", "npz:queries.npz"), 10 * x[:5])):
+        found = answer(capsys, *asked, *more)
+        truth = kinsight.uncertainty(kernel, x, queries)
+        assert found["n_data"] == 40
+        assert found["summary"] == truth.summary()
+        values = [row["uncertainty"] for row in found["rows"]]
+        assert values == sorted(values, reverse=True)
+        assert values == pytest.approx(sorted(truth.uncertainties.tolist(), reverse=True), rel=1e-4)
+        assert values[0] == pytest.approx(float(truth.uncertainties[found["rows"][0]["id"]]), rel=1e-4)
+
+
+def test_counts_around_queries_at_several_thresholds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.load("classes.npz")["x"]
+    np.savez("queries.npz", x=x[:5] + 0.1)
+    asked = ("density", "shop:classes", "npz:classes.npz", "--queries", "npz:queries.npz", *QUIET)
+    kernel = kinsight.GradientKernel(load_model("shop:classes", device="cpu"))
+    soft = kinsight.soft_count(kernel, x, x[:5] + 0.1)
+    assert [row["id"] for row in answer(capsys, *asked)["rows"]] == soft.order().tolist()
+    several = ("--kind", "hard", "--threshold", "0.1", "--threshold", "0.5")
+    found, truth = answer(capsys, *asked, *several), kinsight.hard_count(kernel, x, x[:5] + 0.1, thresholds=[0.1, 0.5])
+    assert found["thresholds"] == [0.1, 0.5]
+    assert [row["count"] for row in found["rows"]] == truth.values[truth.order()].tolist()
+    one = answer(capsys, *asked, "--kind", "hard", "--threshold", "0.1")
+    assert [row["count"] for row in one["rows"]] == truth.values[truth.order(), 0].tolist()
+    build = ("index", "shop:classes", "npz:classes.npz", "--out", "ours", "--dim", "4096", *QUIET)
+    answer(capsys, *build)
+    of_index = answer(capsys, *asked, *several, "--index", "ours")
+    for row in of_index["rows"]:
+        for count, error, exact in zip(row["count"], row["error"], truth.values[row["id"]].tolist(), strict=True):
+            assert abs(count - exact) <= 4 * error + 1
+    status, _, err = run(capsys, "density", "--index", "ours", "--queries", "npz:queries.npz", "--quiet")
+    assert status == 2
+    assert "MODEL is needed to sketch them" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "name"),
+    [
+        (("--limit", "3"), "limit"), (("--output", "one_vs_rest"), "output"), (("--dtype", "float64"), "dtype"),
+        (("--device", "cpu"), "device"), (("--seed", "1"), "seed"), (("--parameters", "0.*"), "parameters"),
+        (("--max-bytes", "1MB"), "max-bytes"), (("--allow-pickle",), "allow-pickle"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_to_an_index_is_refused(
+    more: tuple[str, ...], name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer(capsys, "index", "shop:classes", "npz:classes.npz", "--out", "ours", *QUIET)
+    for verb in ("density", "labels", "fit", "neighbors"):
+        status, out, err = run(capsys, verb, "--index", "ours", "--quiet", *more)
+        assert (status, out) == (2, "")
+        assert f"error: --{name} says how a network is asked about data" in err
+    status, out, err = run(capsys, "neighbors", "--index", "ours", "--ids", "3", "--quiet", *more)
+    assert (status, out) == (2, "")
 
 
 def test_denoise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,13 +240,37 @@ def test_labels_of_several_checkpoints_and_conflicts(folder: Path, capsys: pytes
     assert [(row["first"], row["second"]) for row in pairs["rows"]] == list(conflicts.ids)
     assert pairs["n_conflicts"] == conflicts.n_conflicts > 0
     assert pairs["summary"] == conflicts.summary()
+    few = answer(capsys, *asked, "--conflicts", "0.8", "--top", "1")
+    assert few["rows"] == pairs["rows"][:1]
+    assert few["n_conflicts"] == pairs["n_conflicts"]
+    assert run(capsys, *asked, "--conflicts", "0.8", "--fail-on", "1")[0] == 1
+    enough = ("--fail-on", str(conflicts.n_conflicts + 1))
+    assert run(capsys, *asked, "--conflicts", "0.8", "--top", "1", *enough)[0] == 0
+    assert run(capsys, *asked, "--conflicts", "0.8", "--top", "1", "--fail-on", str(conflicts.n_conflicts))[0] == 1
+    for option, value in (
+        ("--method", "votes"), ("--power", "2"), ("--threshold", "0.5"), ("--with", "early.safetensors"),
+    ):  # fmt: skip
+        status, _, err = run(capsys, *asked, "--conflicts", "0.8", option, value)
+        assert status == 2
+        assert f"error: {option} is of suspected labels" in err
+
+
+def test_files_of_no_suspects_have_columns(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = np.load("classes.npz")["x"]
+    np.savez("alike.npz", x=x, y=np.zeros(40, np.int64))
+    asked = ("labels", "shop:classes", "npz:alike.npz", *QUIET)
+    assert answer(capsys, *asked, "--out", "none.csv")["rows"][0]["rows"] == 0
+    assert (folder / "none.csv").read_text().strip() == "id,score,given,suggested,supporters"
+    answer(capsys, *asked, "--conflicts", "0.9", "--out", "pairs.csv")
+    assert (folder / "pairs.csv").read_text().strip() == "first,second,similarity,labels"
 
 
 @pytest.mark.parametrize(
     "asked",
     [
         ("fit", "shop:classes", "npz:classes.npz"), ("density", "shop:classes", "npz:classes.npz"),
-        ("labels", "shop:classes", "npz:classes.npz", "--threshold", "0"), ("denoise", "shop:values", "npz:values.npz"),
+        ("labels", "shop:classes", "npz:classes.npz", "--threshold", "0"),
+        ("uncertainty", "shop:classes", "npz:classes.npz"), ("denoise", "shop:values", "npz:values.npz"),
     ],
     ids=lambda asked: asked[0],
 )  # fmt: skip

@@ -1,8 +1,11 @@
 """Near-duplicates with different labels, against a loop over all pairs."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import kinsight
 from kinsight.conflicts import label_conflicts
@@ -47,6 +50,26 @@ def test_all_pairs_that_are_alike_and_labelled_otherwise(least: float, task: str
     assert len(list(found.rows())) == len(found)
 
 
+@pytest.mark.parametrize("normalization", ["flat", "whitened"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_copies_are_alike_to_the_last_rounding(dtype: torch.dtype, normalization: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    x = torch.randn(40, 4, dtype=dtype)
+    samples, kernel = Samples(torch.cat([x, x]), torch.arange(80) % 3), GradientKernel(model, batch_size=7)
+    copies = {(place, place + 40) for place in range(40)}
+    found = label_conflicts(kernel, samples, least=1.0, normalization=normalization)
+    assert set(found.ids) == copies
+    index = kinsight.Index.build(tmp_path / "index", kernel, samples, dim=256, normalization=normalization)
+    assert set(index.label_conflicts(least=1.0).ids) == copies
+
+
+def test_values_that_are_all_the_same_differ_nowhere() -> None:
+    kernel, x = data()
+    found = label_conflicts(kernel, Samples(x, torch.full((N,), 0.1, dtype=torch.float64)), least=0.5)
+    assert (found.n_conflicts, found.n_duplicates > 0) == (0, True)
+
+
 def test_conflicts_of_an_index(tmp_path: object) -> None:
     kernel, x = data()
     y = torch.arange(N) % 3
@@ -63,5 +86,7 @@ def test_questions_that_make_no_sense() -> None:
         label_conflicts(kernel, Samples(x, torch.arange(N)), least=0)
     with pytest.raises(InputError, match="n_conflicts is -1"):
         label_conflicts(kernel, Samples(x, torch.arange(N)), n_conflicts=-1)
+    with pytest.raises(InputError, match="least_difference nan"):
+        label_conflicts(kernel, Samples(x, torch.arange(N)), least_difference=float("nan"))
     with pytest.raises(TargetError, match="no targets"):
         label_conflicts(kernel, x)

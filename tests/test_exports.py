@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 import kinsight
 from kinsight.conflicts import label_conflicts
-from kinsight.errors import IndexExistsError, IndexWriteError, InputError
+from kinsight.errors import IndexExistsError, IndexWriteError, InputError, ZeroGradientWarning
 from kinsight.exports import as_table, cleanlab_issues, export, flattened, knn_graph, map_table
 from kinsight.kernel import GradientKernel
 from kinsight.knn import NeighborTable
@@ -96,6 +97,17 @@ def test_ids_of_both_kinds_are_texts() -> None:
         "1",
         "a",
     ]
+    data = Samples(torch.randn(9, 2), torch.arange(9) % 2, ids=[1, "a", 2, "b", 3, "c", 4, "d", 5])
+    kernel = GradientKernel(nn.Linear(2, 2))
+    suspects = kinsight.label_suspects(kernel, data)
+    several = replace(suspects, ids=(1, "a"), supporter_ids=((1, "a"), ("b", 2)), **{
+        name: getattr(suspects, f"all_{name}")[:2] for name in ("scores", "given", "suggested")
+    })  # fmt: skip
+    assert as_table(several)["supporters"].to_pylist() == [["1", "a"], ["b", "2"]]
+    mixed = kinsight.fit_map(kernel, data, groups=[1, "a", 2.5] * 3)
+    assert as_table(mixed)["group"].to_pylist() == ["1", "a", "2.5"] * 3
+    named = kinsight.fit_map(kernel, data, groups=[1, None, "a"] * 3)
+    assert as_table(named)["group"].to_pylist() == ["1", None, "a"] * 3
 
 
 def test_a_graph_of_neighbors(made: Any) -> None:
@@ -116,6 +128,14 @@ def test_a_graph_of_neighbors(made: Any) -> None:
         assert (said == labels).mean() > 0.9
     with pytest.raises(InputError, match="pass queries=data"):
         knn_graph(kinsight.neighbors(kernel, torch.randn(3, 2), data, 5))
+    other = torch.randn(N, 2)
+    for strangers in (
+        kinsight.neighbors(kernel, other, torch.randn(N, 2), 3),
+        index.neighbors(other, k=3, kernel=kernel),
+    ):
+        with pytest.raises(InputError, match="these queries are others: pass queries=data"):
+            knn_graph(strangers)
+    assert knn_graph(index.neighbors(ids=index.ids, k=3)).shape == (N, N)
     with pytest.raises(InputError, match="have fewer than 4 neighbors"):
         knn_graph(kinsight.neighbors(kernel, data.first(4), data.first(4), 4 + 1))
 
@@ -159,8 +179,38 @@ def test_a_map(made: Any, tmp_path: Path) -> None:
     _, _, axes = torch.linalg.svd(sketches - sketches.mean(dim=0), full_matrices=False)
     np.testing.assert_allclose(abs(places), ((sketches - sketches.mean(dim=0)) @ axes[:2].T).abs().numpy(), atol=1e-5)
     assert (flattened(index).gather(0, flattened(index).abs().argmax(dim=0, keepdim=True)) > 0).all()
-    with pytest.raises(InputError, match="The counts are of 3 samples, the index has 40"):
+    with pytest.raises(InputError, match="The counts are of 3 samples, the index of 40"):
         map_table(index, None, kinsight.soft_count(GradientKernel(nn.Linear(2, 1)), torch.randn(3, 2)))
+
+
+def test_results_of_other_samples_are_not_joined(made: Any) -> None:
+    kernel, data, index = made
+    turned = Samples(data.take(range(N - 1, -1, -1)))
+    with pytest.raises(
+        InputError, match=r"The counts are of other samples than the index, .*: row 0 is 's33' and 'a,b'"
+    ):
+        map_table(index, None, kinsight.soft_count(kernel, turned))
+    suspects = kinsight.label_suspects(kernel, turned)
+    assert suspects.all_ids == turned.ids
+    with pytest.raises(InputError, match="The suspects are of other samples than the index"):
+        map_table(index, suspects)
+    with pytest.raises(InputError, match="The suspects are of other samples than the neighbors"):
+        cleanlab_issues(suspects, index.build_neighbors(k=3))
+
+
+def test_results_without_rows_have_columns(made: Any, tmp_path: Path) -> None:
+    kernel, data, _ = made
+    alike = Samples(data.take(range(N)).inputs, torch.zeros(N, dtype=torch.long))
+    line = GradientKernel(nn.Linear(2, 1, bias=False))
+    with pytest.warns(ZeroGradientWarning):
+        lonely = kinsight.neighbors(line, torch.zeros(3, 2), torch.zeros(3, 2), 1)
+    for number, result in enumerate((kinsight.label_suspects(kernel, alike), label_conflicts(kernel, alike), lonely)):
+        assert export(result, tmp_path / f"{number}.csv") == export(result, tmp_path / f"{number}.parquet") == 0
+        assert (tmp_path / f"{number}.csv").read_text().splitlines() == [",".join(result.columns)]
+        assert pq.read_table(tmp_path / f"{number}.parquet").column_names == list(result.columns)
+    assert list(next(kinsight.label_suspects(kernel, data).rows())) == list(
+        kinsight.label_suspects(kernel, data).columns
+    )
 
 
 def test_similarities_are_a_kernel_of_scikit_learn(made: Any) -> None:

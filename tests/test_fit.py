@@ -1,13 +1,15 @@
 """What a planted situation is called."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples
-from kinsight.errors import InputError, TargetError
+from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.fit import MEANINGS, FitMap, Splits, fit_map
 
 
@@ -83,6 +85,38 @@ def test_numbers_by_hand() -> None:
         assert found.splits.count == pytest.approx(float(found.counts.quantile(0.1)))
 
 
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_whole_numbers_can_be_values(power: float) -> None:
+    """What the targets' type is does not matter once a task is named: labels are read once."""
+    x, y = blobs()
+    several = torch.stack([y, 3 * y, 1 - y], dim=1)
+    for targets, c in ((y, 1), (several, 3)):
+        kernel = GradientKernel(trained(x, y, 1, 2)[:2].append(nn.Linear(64, c).double()))  # type: ignore[index]
+        found = fit_map(kernel, Samples(x, targets), task="regression", power=power)
+        truth = fit_map(kernel, Samples(x, targets.double()), power=power)
+        for name in ("counts", "variances", "disagreements", "residuals"):
+            assert torch.equal(getattr(found, name), getattr(truth, name)), name
+        assert found.disagreements.shape == (203,)
+        assert (found.regimes, found.groups) == (truth.regimes, None)
+
+
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_classes_by_name_of_the_task(power: float) -> None:
+    x, y = blobs()
+    kernel = GradientKernel(trained(x, y, 1, 2))
+    named, unnamed = (fit_map(kernel, Samples(x, y), task=task, power=power) for task in ("classification", None))
+    assert torch.equal(named.residuals, unnamed.residuals)
+    assert named.regimes == unnamed.regimes
+
+
+def test_what_a_callable_gives_is_not_known_to_be_logits() -> None:
+    x, y = blobs()
+    model = trained(x, y, 1, 2)
+    with pytest.raises(TargetError, match=r"Classes need logits, one for each: output='logits'; what a callable"):
+        fit_map(GradientKernel(model, lambda returned: returned), Samples(x, y))
+    assert len(fit_map(GradientKernel(model, "log_probs"), Samples(x, y), power=1)) == 203
+
+
 def test_values() -> None:
     x, _ = blobs()
     y = x[:, 0].sin()
@@ -98,6 +132,44 @@ def test_values() -> None:
 
 def kernel_says(x: Tensor, y: Tensor) -> Tensor:
     return trained(x, y, 300, 1)(x)[:, 0].detach()
+
+
+@pytest.mark.parametrize("value", [0.5, 0.1, 1e6 + 0.1, 1e-200, 0.0])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_labels_that_are_all_the_same(value: float, power: float) -> None:
+    """Residuals are shares of the label, whatever rounding makes of the deviations of a constant."""
+    x, _ = blobs()
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    says = model(x)[:, 0].detach()
+    found = fit_map(GradientKernel(model), Samples(x, torch.full((203,), value, dtype=torch.float64)), power=power)
+    torch.testing.assert_close(found.residuals, (says - value).abs() / (value or 1.0))
+    assert float(found.disagreements.nan_to_num().max()) < 1e-8
+    assert float(found.variances.nan_to_num().abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("made", [torch.tensor, np.array, list])
+def test_groups_are_in_order_whatever_holds_them(made: Any) -> None:
+    x, y = blobs()
+    kernel = GradientKernel(trained(x, y, 1, 2))
+    numbers = [10, 2, 0, 1, 10, 2, 0] * 29
+    found = fit_map(kernel, Samples(x, y), groups=made(numbers))
+    assert found.groups == tuple(numbers)
+    assert [(record["group"], record["n"]) for record in found.by_group()] == [(0, 58), (1, 29), (2, 58), (10, 58)]
+    mixed = fit_map(kernel, Samples(x, y), groups=[*["b", 10, "a", 2.5] * 50, "a", "a", "a"])
+    assert [record["group"] for record in mixed.by_group()] == [2.5, 10, "a", "b"]
+
+
+def test_classes_beyond_those_that_have_a_name() -> None:
+    x, y = blobs()
+    y[200:] = 2
+    found = fit_map(GradientKernel(trained(x, y, 1, 3)), Samples(x, y, class_names=["cat", "owl"]))
+    assert [record["group"] for record in found.by_group()] == ["2", "cat", "owl"]
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_regimes_by_another_name(memorized: FitMap) -> None:
+    with pytest.raises(UnknownNameError, match="regime 'learnt' is unknown: there are learned, memorized"):
+        memorized.of("learnt")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -119,10 +191,16 @@ def test_every_regime(numbers: tuple[float, float, float, float], regime: str) -
     assert regime in MEANINGS
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"power": 0}, InputError, "must be positive"),
+        ({"task": "regresion"}, UnknownNameError, "task 'regresion' is unknown"),
+        ({"task": "regresion", "power": 1}, UnknownNameError, "task 'regresion' is unknown"),
+        ({"normalization": "kernel", "power": 1}, UnknownNameError, "normalization 'kernel' is unknown"),
+        ({"least_count": math.nan}, InputError, "The count that splits regimes is nan"),
+        ({"most_residual": math.nan}, InputError, "The residual that splits regimes is nan"),
         ({"groups": [1, 2]}, InputError, "2 groups and 203 samples"),
     ],
 )

@@ -101,6 +101,10 @@ def test_counts_of_queries(normalization: str, tmp_path: Path) -> None:
             for found, truth in pairs:
                 assert found.ids == truth.ids
                 assert bool(((found.values - truth.values).abs() <= 4 * found.error + 1).all())
+    assert not index.soft_count().is_bound
+    assert "(standard error)" in index.soft_count().summary()
+    assert index.power_count().is_bound
+    assert "at most, if all similarities are off one way" in index.power_count().summary()
     own = index.soft_count(data.take(range(N)), kernel=kernel, data=data)
     assert error(own.values, index.soft_count().values) < 1e-3  # the index keeps sketches in half precision
     with pytest.raises(InputError, match="need kernel="):
@@ -130,7 +134,9 @@ def test_samples_without_gradients(tmp_path: Path) -> None:
     x[3] = 0
     kernel, data = GradientKernel(model), Samples(x, x[:, :1])
     index = Index.build(tmp_path / "index", kernel, data, dim=DIM)
-    found = index.averages()
+    with pytest.warns(ZeroGradientWarning, match=r"\[3\]") as seen:
+        found = index.averages()
+    assert len(seen) == 1
     assert bool(found.labels[3].isnan().all())
     assert not bool(found.labels[:3].isnan().any())
     assert found.weights.isnan().nonzero().flatten().tolist() == [3]

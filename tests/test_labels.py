@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight.calibration import calibrated
-from kinsight.errors import InputError, NonFiniteError, TargetError, ZeroGradientWarning
+from kinsight.errors import InputError, NonFiniteError, SampleTypeError, TargetError, ZeroGradientWarning
 from kinsight.explorer.findings import auroc
 from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel
@@ -218,6 +218,43 @@ def test_label_suspects_of_a_regression(method: str) -> None:
     assert error(found.all_scores, distance / (1.4826 * distance.median())) < REFIT
 
 
+def test_values_are_off_by_the_axis_that_is_off_most() -> None:
+    """In standard deviations of each axis, robust ones, whatever its unit."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(5000, 50, dtype=torch.float64, generator=generator)
+    noise[7, 3] = 8.0
+    units = torch.logspace(-6, 6, 50, dtype=torch.float64)
+    values = 3 + torch.randn(5000, 50, dtype=torch.float64, generator=generator)
+    found = Ballots.of(values * units).distances((values - noise) * units)
+    assert int(found.argmax()) == 7
+    assert float(found[7]) == pytest.approx(8, rel=0.1)
+    one = Ballots.of(values[:, :1]).distances(values[:, :1] - noise[:, :1])
+    assert float((one > 3).double().mean()) == pytest.approx(0.0027, abs=0.002)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_values_most_of_which_are_told_exactly(unit: float) -> None:
+    values = torch.arange(1.0, 101.0, dtype=torch.float64)[:, None] * unit
+    means = values * (1 + 1e-12)  # rounding
+    means[:10] += 2 * unit
+    found = Ballots.of(values).distances(means)
+    assert found[:10].tolist() == pytest.approx([10 / 1.2533] * 10)
+    assert float(found[10:].max()) < 1e-6
+    assert float(Ballots.of(values).distances(values * (1 + 1e-12)).max()) == 0
+    means[3] = torch.nan
+    assert Ballots.of(values).distances(means).isnan().nonzero().flatten().tolist() == [3]
+    assert bool(Ballots.of(values).distances(torch.full_like(values, torch.nan)).isnan().all())
+
+
+def test_labels_that_are_all_the_same_are_not_contradicted() -> None:
+    x, _, _ = clusters()
+    for value in (0.1, 1e6 + 0.1, 0.0):
+        data = Samples(x, torch.full((N,), value, dtype=torch.float64))
+        for method in ("leave_one_out", "votes"):
+            assert kinsight.label_suspects(network(), data, method=method).n_contradicted == 0
+
+
+@pytest.mark.usefixtures("without_type_checks")
 def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
     x, y, _ = clusters()
     samples, kernels = Samples(x, y), [network(seed) for seed in range(3)]
@@ -229,13 +266,19 @@ def test_several_networks_are_averaged_and_folds_judge_their_own() -> None:
     folds = Folds.random(N, 3, seed=1)
     assert sorted(torch.bincount(folds.numbers).tolist()) == [20, 20, 20]
     of_folds = verdicts[folds.numbers, torch.arange(N)]
+    same = kinsight.label_suspects(kernels, samples, folds=folds)
     found = kinsight.label_suspects(kernels, samples, folds=folds.numbers)
+    assert torch.equal(same.all_scores, found.all_scores)
     assert error(found.all_scores, 1 - calibrated(of_folds, y).values.gather(1, own)[:, 0]) < REFIT
     assert len(folds.training(samples, 0)) == 40
     assert set(folds.training(samples, 0).take(range(40)).ids).isdisjoint(folds.held_out(0).tolist())
     for bad in (torch.zeros(N - 1, dtype=torch.long), torch.full((N,), 3), torch.zeros(N)):
         with pytest.raises(InputError, match="pass the number of one of the kernels"):
             kinsight.label_suspects(kernels, samples, folds=bad)
+    with pytest.raises(InputError, match="folds is a list that no tensor can be made of"):
+        kinsight.label_suspects(kernels, samples, folds=["first"] * N)
+    with pytest.raises(SampleTypeError, match="kernel is a NoneType"):
+        kinsight.label_suspects(None, samples)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="There are no kernels"):
         kinsight.label_suspects([], samples)
     with pytest.raises(InputError, match="ask for 2 to 60"):
@@ -265,7 +308,9 @@ def test_few_samples() -> None:
     dead = GradientKernel(nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 3, bias=False)).double())
     for dim in (None, 64):
         with pytest.warns(ZeroGradientWarning):
-            assert bool(kinsight.label_suspects(dead, Samples(0 * x, y), dim=dim).all_scores.isnan().all())
+            nothing = kinsight.label_suspects(dead, Samples(0 * x, y), dim=dim)
+        assert bool(nothing.all_scores.isnan().all())
+        assert nothing.summary().startswith("Nothing is said of any label")
 
 
 def test_a_network_without_a_gradient_has_no_say() -> None:
@@ -306,7 +351,7 @@ def test_many_samples_are_sketched() -> None:
     assert float((sketched.all_scores - exact.all_scores).abs().max()) < 0.1
     kernel = network()
     kernel.max_bytes = 24 * N**2 - 1  # three matrices of all pairs do not fit, nor do sketches
-    with pytest.raises(InputError, match=r"Sketches of 60 samples, 4,096 numbers each, .* Ask an index"):
+    with pytest.raises(InputError, match=r"Sketches of 60 samples, .* take 983 kB, more than .* 86.4 kB. Ask an index"):
         kinsight.label_suspects(kernel, Samples(x, y))
 
 
@@ -315,8 +360,10 @@ def test_samples_without_gradients_are_not_judged() -> None:
     model = nn.Sequential(nn.Linear(3, 8, bias=False), nn.ReLU(), nn.Linear(8, 3, bias=False)).double()
     x[4] = 0
     for method in ("leave_one_out", "votes"):
-        with pytest.warns(ZeroGradientWarning):
+        with pytest.warns(ZeroGradientWarning) as seen:
             found = kinsight.label_suspects(GradientKernel(model), Samples(x, y), method=method)
+        assert len(seen) == 1
+        assert len(found)
         assert found.all_scores.isnan().nonzero().flatten().tolist() == [4]
         assert auroc(found.all_scores.nan_to_num(), is_wrong) > 0.95
 
@@ -332,6 +379,18 @@ def test_label_suspects_say_what_is_missing() -> None:
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
     with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are nan or inf: \[2\]"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1.0, torch.nan, 2.0])))
+    with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are beyond 1e\+150: \[1\]. .* Scale all targets"):
+        kinsight.label_suspects(kernel, Samples(x, torch.tensor([0.0, 1e160, 1.0, 2.0], dtype=torch.float64)))
+    with pytest.raises(TargetError, match=r"targets are \[4, 0\]: there is no number"):
+        kinsight.label_suspects(kernel, Samples(x, torch.zeros(4, 0)))
+    with pytest.raises(TargetError, match="targets are complex"):
+        kinsight.label_suspects(kernel, Samples(x, torch.ones(4, dtype=torch.complex64)))
+    for threshold in (torch.nan, -0.1, 1.1):
+        with pytest.raises(InputError, match="for classification it is a probability, from 0 to 1"):
+            kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), threshold=threshold)
+    for threshold in (torch.nan, -0.1):
+        with pytest.raises(InputError, match="for regression it is a number of standard deviations, from 0 on"):
+            kinsight.label_suspects(kernel, Samples(x, torch.rand(4)), threshold=threshold)
     with pytest.raises(InputError, match="n_supporters is -1"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([0, 0, 1, 1])), n_supporters=-1)
     with pytest.raises(InputError, match="threshold is nan"):

@@ -51,6 +51,16 @@ def test_at_most_one_on_the_data_and_larger_far_from_it(c: int) -> None:
     assert float(far.uncertainties.median()) > 10 * float(uncertainty(line, x).uncertainties.median())
 
 
+@pytest.mark.parametrize("output", ["log_probs", "centered_logits", "logits"])
+def test_outputs_that_are_tied_together(output: str) -> None:
+    """Orthogonal inputs of a linear map move themselves alone, and by 1, whatever the rank of K(x, x)."""
+    torch.manual_seed(0)
+    line = GradientKernel(nn.Linear(6, 2, bias=False).double(), output)
+    for support in (uncertainty(line, torch.eye(6).double()), signed_support(line, torch.eye(6).double())):
+        close(support.uncertainties, torch.ones(6, dtype=torch.float64))
+    assert float(uncertainty(GradientKernel(network(3), output), inputs()).uncertainties.max()) <= 1 + 1e-12
+
+
 @pytest.mark.parametrize("ask", [uncertainty, signed_support])
 def test_zero_gradients_are_undefined(ask: object) -> None:
     kernel = GradientKernel(nn.Linear(5, 1, bias=False).double())

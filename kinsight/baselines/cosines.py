@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kinsight.errors import InputError, ModelError
 from kinsight.running import call_model, untouched
 from kinsight.samples import Inputs, Samples
-from kinsight.votes import Ballots, known_targets, of_others
+from kinsight.votes import Ballots, check_power, known_targets, of_others
 
 ROWS = 1024
 """Samples that are compared with all others at once."""
@@ -29,6 +29,7 @@ class Cosines(ABC):
     def __init__(self, *, power: float = 8.0, n_neighbors: int | None = None) -> None:
         if n_neighbors is not None and n_neighbors < 1:
             raise InputError(f"n_neighbors is {n_neighbors}: ask for at least 1.")
+        check_power(power)
         self.power = power
         self.n_neighbors = n_neighbors
 
@@ -50,17 +51,21 @@ class Cosines(ABC):
         ballots, units = Ballots.of(known_targets(samples)), self._units(samples)
         everything, shares = ballots.part(slice(0, len(units))), []
         for rows, block in self._blocks(units):
-            weights = of_others(block, rows, slice(0, len(units))).clamp(0, 1)
-            if self.n_neighbors is None:
-                weights = weights.pow(self.power)
-            else:
-                chosen = weights.topk(min(self.n_neighbors, len(units) - 1), dim=1).indices
-                weights = torch.zeros_like(weights).scatter_(1, chosen, 1.0)
+            weights = self._weights(block, rows)
             shares.append(weights @ everything / weights.sum(dim=1, keepdim=True))
         found = torch.cat(shares)
         if ballots.classes is None:
             return ballots.distances(found)
         return 1 - found.gather(1, ballots.values[:, None])[:, 0]
+
+    def _weights(self, block: Tensor, rows: slice) -> Tensor:
+        """Of the votes of all for some samples, [r n], float64; 0 of each for itself."""
+        n = block.shape[1]
+        if self.n_neighbors is None:
+            return of_others(block, rows, slice(0, n)).clamp(0, 1).pow(self.power)
+        is_self = torch.arange(n) == torch.arange(rows.start, rows.stop)[:, None]
+        nearest = block.masked_fill(is_self, -torch.inf).topk(min(self.n_neighbors, n - 1), dim=1).indices
+        return torch.zeros(block.shape, dtype=torch.float64).scatter_(1, nearest, 1.0)
 
     def _units(self, samples: Samples) -> Tensor:
         return nn.functional.normalize(self.vectors(samples).float(), dim=1)
@@ -114,8 +119,9 @@ class PenultimateCosine(Cosines):
         Raises:
             ModelError: no linear layer was called.
         """
+        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         with untouched(self.model, {}), torch.no_grad():
-            return torch.cat([self._of(batch.inputs, len(batch)) for batch in samples.batches()])
+            return torch.cat([self._of(batch.to(device).inputs, len(batch)) for batch in samples.batches()])
 
     def _of(self, inputs: Inputs, n: int) -> Tensor:
         seen: list[Tensor] = []

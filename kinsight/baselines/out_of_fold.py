@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinsight.errors import TargetError
+from kinsight.errors import ShapeError, TargetError
 from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel
 from kinsight.samples import Samples
@@ -52,11 +52,18 @@ class OutOfFold:
 
         Raises:
             TargetError: the data has no targets, or classes that the networks have no output for.
+            ShapeError: values are not as many as the networks' outputs.
         """
         samples = Samples.wrap(data)
         targets, said = known_targets(samples), self.predictions(samples)
         if targets.is_floating_point():
-            distance: Tensor = (said - targets.double().reshape(len(targets), -1)).norm(dim=1)
+            values = targets.double().reshape(len(targets), -1)
+            if values.shape != said.shape:
+                raise ShapeError(
+                    f"The networks say {said.shape[1]} numbers a sample and the targets have {values.shape[1]}: they "
+                    "would broadcast to something else than a distance. Return as many as targets have."
+                )
+            distance: Tensor = (said - values).norm(dim=1)
             return distance
         if int(targets.max()) >= said.shape[1]:
             raise TargetError(f"Class {int(targets.max())} has no output: the networks have {said.shape[1]}.")

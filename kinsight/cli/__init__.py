@@ -29,6 +29,7 @@ from kinsight.cli.options import with_options
 from kinsight.cli.plan import print_plan
 from kinsight.cli.printing import show_error, show_warning
 from kinsight.cli.report import make_report
+from kinsight.cli.uncertainty import print_uncertainty
 from kinsight.cli.verify import print_damage
 from kinsight.errors import KinsightWarning
 
@@ -45,6 +46,7 @@ app.command("neighbors")(with_options(print_neighbors))
 app.command("density")(with_options(print_density))
 app.command("labels")(with_options(print_labels))
 app.command("fit")(with_options(print_fit))
+app.command("uncertainty")(with_options(print_uncertainty))
 app.command("denoise")(with_options(print_denoising))
 app.command("compare")(with_options(print_comparison))
 app.command("report")(with_options(make_report))

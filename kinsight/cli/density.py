@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_of
+from kinsight.cli.loading import asked, index_alone, index_of, kernel_of, samples_of
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
@@ -19,10 +20,10 @@ from kinsight.cli.options import (
     Similarity,
 )
 from kinsight.cli.printing import print_rows
+from kinsight.errors import InputError
 
 if TYPE_CHECKING:
     from kinsight.density import Counts
-    from kinsight.index import Index
 
 
 class Kind(StrEnum):
@@ -40,7 +41,10 @@ def print_density(
     kind: Annotated[
         Kind, typer.Option(help="soft: sum; hard: number above --threshold; power: of powers.")
     ] = Kind.soft,
-    threshold: Annotated[float, typer.Option(help="Of the hard count.")] = 0.5,
+    queries: Annotated[str | None, typer.Option(help="Data that is counted around; DATA if left out.")] = None,
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="Of the hard count, 0.5 if left out; may be repeated.")
+    ] = None,
     power: Annotated[float, typer.Option(help="Of the power count.")] = 8.0,
     no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
     normalization: OptionalNormalization = None,
@@ -48,42 +52,72 @@ def print_density(
     out: OutFile = None,
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""
+    how: dict[str, Any] = {"include_self": not no_self}
+    if kind is Kind.hard and threshold:
+        how["thresholds"] = threshold if len(threshold) > 1 else threshold[0]
+    if kind is Kind.power:
+        how["power"] = power
+    if index is not None:
+        if kind is not Kind.soft:
+            how["progress"] = not options.quiet
+        counts = _of_index(index, normalization, options, model, data, queries, kind, how)
+    else:
+        counts = _of_kernel(model, data, queries, normalization, options, kind, how)
+    _print(counts, kind, threshold, options, out)
+
+
+def _of_kernel(
+    model: str | None,
+    data: str | None,
+    queries: str | None,
+    normalization: Similarity | None,
+    options: Options,
+    kind: Kind,
+    how: dict[str, Any],
+) -> Counts:
     from kinsight.density import hard_count, power_count, soft_count
 
-    if index is not None:
-        opened = index_of(index, normalization, model, data)
-        counts = _from_index(opened, kind, threshold, power, include_self=not no_self, progress=not options.quiet)
-        _print(counts, kind, options, out)
-        return
     kernel, samples = asked(model, data, options)
-    how: dict[str, Any] = {
-        "normalization": (normalization or Similarity.whitened).value,
-        "include_self": not no_self, "progress": not options.quiet,
+    around = None if queries is None else samples_of(queries, options)
+    how |= {"normalization": (normalization or Similarity.whitened).value, "progress": not options.quiet}
+    counts: dict[Kind, Callable[..., Counts]] = {
+        Kind.soft: soft_count, Kind.hard: hard_count, Kind.power: power_count,
     }  # fmt: skip
-    if kind is Kind.hard:
-        counts = hard_count(kernel, samples, thresholds=threshold, **how)
-    elif kind is Kind.power:
-        counts = power_count(kernel, samples, power=power, **how)
-    else:
-        counts = soft_count(kernel, samples, **how)
-    _print(counts, kind, options, out)
+    return counts[kind](kernel, samples, around, **how)
 
 
-def _from_index(
-    index: Index, kind: Kind, threshold: float, power: float, *, include_self: bool, progress: bool
+def _of_index(
+    folder: Path,
+    normalization: Similarity | None,
+    options: Options,
+    model: str | None,
+    data: str | None,
+    queries: str | None,
+    kind: Kind,
+    how: dict[str, Any],
 ) -> Counts:
-    if kind is Kind.hard:
-        return index.hard_count(threshold, include_self=include_self, progress=progress)
-    if kind is Kind.power:
-        return index.power_count(power, include_self=include_self, progress=progress)
-    return index.soft_count(include_self=include_self)
+    """Around the samples of an index; or around queries, which MODEL is needed to sketch."""
+    if queries is None:
+        index = index_alone(folder, normalization, options, model, data)
+    elif model is None:
+        raise InputError("--queries are inputs: MODEL is needed to sketch them.")
+    else:
+        index = index_of(folder, normalization)
+        known = None if data is None else samples_of(data, options, limit=options.limit)
+        how |= {"queries": samples_of(queries, options), "kernel": kernel_of(model, options), "data": known}
+    counts: dict[Kind, Callable[..., Counts]] = {
+        Kind.soft: index.soft_count, Kind.hard: index.hard_count, Kind.power: index.power_count,
+    }  # fmt: skip
+    return counts[kind](**how)
 
 
-def _print(counts: Counts, kind: Kind, options: Options, out: Path | None) -> None:
+def _print(counts: Counts, kind: Kind, thresholds: list[float] | None, options: Options, out: Path | None) -> None:
     """The loneliest first, undefined ones last; with standard errors where counts are estimates."""
     records = list(counts.rows())
     order = counts.order().tolist()
     undefined = sorted(set(range(len(counts))) - set(order))
     rows = (records[place] for place in [*order, *undefined])
-    facts = {"kind": kind.value, "normalization": counts.normalization, "n_data": counts.n_data}
+    facts: dict[str, Any] = {"kind": kind.value, "normalization": counts.normalization, "n_data": counts.n_data}
+    if kind is Kind.hard and thresholds:
+        facts["thresholds"] = thresholds
     print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=counts.summary(), **facts)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kinsight.cli.loading import asked, index_of
+from kinsight.cli.loading import asked, index_alone
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
@@ -31,21 +31,32 @@ def print_fit(
     out: OutFile = None,
 ) -> None:
     """Which samples are learned with others, memorized, contradicted, underfit, ambiguous or alone."""
-    from kinsight.errors import UnknownNameError
+    from kinsight.errors import InputError, UnknownNameError
     from kinsight.fit import MEANINGS, fit_map
 
     if regime is not None and regime not in MEANINGS:
         raise UnknownNameError(f"--regime {regime}: there are {', '.join(MEANINGS)}.")
+    if regime is not None and by_group:
+        raise InputError("--regime is of samples, and --by-group has one row a class, with all regimes: ask for one.")
     if index is not None:
-        opened = index_of(index, normalization, model, data)
+        opened = index_alone(index, normalization, options, model, data)
         found, chosen = opened.fit_map(power=power, progress=not options.quiet), opened.normalization
     else:
         kernel, samples = asked(model, data, options)
         chosen = (normalization or Similarity.flat).value
         found = fit_map(kernel, samples, power=power, normalization=chosen, progress=not options.quiet)
     rows = found.by_group() if by_group else list(found.rows())
-    if regime is not None and not by_group:
+    columns = list(rows[0])
+    if regime is not None:
         rows = [rows[place] for place in found.of(regime).tolist()]
     shares = {name: found.regimes.count(name) for name in MEANINGS}
     facts = {"normalization": chosen, "power": power, "regimes": shares, "meanings": MEANINGS}
-    print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(), **facts)
+    print_rows(
+        rows,
+        as_json=options.as_json,
+        is_quiet=options.quiet,
+        out=out,
+        columns=columns,
+        summary=found.summary(),
+        **facts,
+    )

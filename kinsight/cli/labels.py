@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_of, kernel_of
+from kinsight.cli.loading import asked, index_alone, kernel_of
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kinsight.conflicts import LabelConflicts
     from kinsight.index import Index
     from kinsight.labels import LabelSuspects
+
+
+POWER = 8.0
+"""Exponent of votes, where none is asked for."""
 
 
 class How(StrEnum):
@@ -46,13 +50,13 @@ def print_labels(
         list[Path] | None,
         typer.Option("--with", help="Earlier weights of the model, whose verdicts are averaged in; may be repeated."),
     ] = None,
-    power: Annotated[float, typer.Option(help="Exponent of votes: higher listens to fewer neighbors.")] = 8.0,
+    power: Annotated[float, typer.Option(help="Exponent of votes: higher listens to fewer neighbors.")] = POWER,
     threshold: Annotated[
         float | None, typer.Option(help="Least probability of another label; 0.5, or 3 deviations, if left out.")
     ] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Show so many suspects at most.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show so many suspects, or pairs, at most.")] = None,
     fail_on: Annotated[
-        int | None, typer.Option(min=1, help="Exit with 1 from so many suspects on, shown or not.")
+        int | None, typer.Option(min=1, help="Exit with 1 from so many suspects, or pairs, on, shown or not.")
     ] = None,
     normalization: OptionalNormalization = None,
     index: AskedIndex = None,
@@ -70,23 +74,23 @@ def print_labels(
 
     if checkpoints and index is not None:
         raise InputError("--with is of a MODEL; an index has the weights that it was built with.")
-    asker = _Asker(options, index_of(index, normalization, model, data) if index is not None else None)
+    if conflicts is not None:
+        _check_of_conflicts({
+            "--with": bool(checkpoints), "--method": method is not How.leave_one_out, "--power": power != POWER,
+            "--threshold": threshold is not None,
+        })  # fmt: skip
+    asker = _Asker(options, index_alone(index, normalization, options, model, data) if index is not None else None)
     if asker.index is None:
         asker.kernel, asker.samples = asked(model, data, options)
         asker.normalization = (normalization or Similarity.flat).value
         asker.earlier = [kernel_of(str(model), replace(options, checkpoint=path)) for path in checkpoints or []]
     if conflicts is not None:
-        _print_conflicts(asker.conflicts(conflicts), options, out)
-        return
-    found = asker.suspects(method=method.value, n_suspects=top, threshold=threshold, power=power)
-    rows = (_with_names(row, asker.class_names) for row in found.rows())
-    facts: dict[str, Any] = {
-        "method": method.value, **({"power": power} if method is How.votes else {}), **asker.facts(),
-        "n_networks": 1 + len(asker.earlier), "task": found.task, "n_suspects": found.n_contradicted,
-        "n_data": len(found.all_scores),
-    }  # fmt: skip
-    print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(), **facts)
-    if fail_on is not None and found.n_contradicted >= fail_on:  # also those that --top leaves out
+        n_found = _print_conflicts(asker.conflicts(conflicts, top), options, out)
+    else:
+        facts = {"method": method.value, **({"power": power} if method is How.votes else {}), **asker.facts()}
+        found = asker.suspects(method=method.value, n_suspects=top, threshold=threshold, power=power)
+        n_found = _print_suspects(found, asker.class_names, options, out, facts)
+    if fail_on is not None and n_found >= fail_on:
         raise typer.Exit(1)
 
 
@@ -112,8 +116,8 @@ class _Asker:
     def facts(self) -> dict[str, Any]:
         """What answers rest on."""
         if self.index is None:
-            return {"normalization": self.normalization}
-        return {"normalization": self.index.normalization, "error": self.index.error}
+            return {"normalization": self.normalization, "n_networks": 1 + len(self.earlier)}
+        return {"normalization": self.index.normalization, "error": self.index.error, "n_networks": 1}
 
     def suspects(self, **how: Any) -> LabelSuspects:
         """The suspects."""
@@ -124,32 +128,71 @@ class _Asker:
             return self.index.label_suspects(**how)
         return label_suspects([*self.earlier, self.kernel], self.samples, normalization=self.normalization, **how)
 
-    def conflicts(self, least: float) -> LabelConflicts:
-        """Near-duplicates with different labels."""
+    def conflicts(self, least: float, n_conflicts: int | None) -> LabelConflicts:
+        """Near-duplicates with different labels; so many at most."""
         from kinsight.conflicts import label_conflicts
 
         how: dict[str, Any] = {"least": least, "progress": not self.options.quiet}
+        if n_conflicts is not None:
+            how["n_conflicts"] = n_conflicts
         if self.index is not None:
             return self.index.label_conflicts(**how)
         return label_conflicts(self.kernel, self.samples, normalization=self.normalization, **how)
 
 
-def _print_conflicts(found: LabelConflicts, options: Options, out: Path | None) -> None:
+def _print_suspects(
+    found: LabelSuspects, class_names: Sequence[str] | None, options: Options, out: Path | None, facts: dict[str, Any]
+) -> int:
+    """Print the suspects; how many there are, shown or not."""
+    facts |= {"task": found.task, "n_suspects": found.n_contradicted, "n_data": len(found.all_scores)}
+    columns = list(_with_names(dict.fromkeys(found.columns, 0), class_names))
+    rows = (_with_names(row, class_names) for row in found.rows())
+    print_rows(
+        rows,
+        as_json=options.as_json,
+        is_quiet=options.quiet,
+        out=out,
+        columns=columns,
+        summary=found.summary(),
+        **facts,
+    )
+    return found.n_contradicted
+
+
+def _check_of_conflicts(is_given: dict[str, bool]) -> None:
+    """Raise where options of suspects stand beside --conflicts."""
+    from kinsight.errors import InputError
+
+    for name, is_so in is_given.items():
+        if is_so:
+            raise InputError(
+                f"{name} is of suspected labels, and --conflicts lists pairs of samples instead, for which it means "
+                "nothing: leave one of the two out."
+            )
+
+
+def _print_conflicts(found: LabelConflicts, options: Options, out: Path | None) -> int:
+    """Print the pairs; how many there are, shown or not."""
     facts = {"least": found.least, "n_conflicts": found.n_conflicts, "n_duplicates": found.n_duplicates}
     print_rows(
         found.rows(),
         as_json=options.as_json,
         is_quiet=options.quiet,
         out=out,
+        columns=found.columns,
         summary=found.summary(),
         error=found.error,
         **facts,
     )
+    return found.n_conflicts
 
 
 def _with_names(row: dict[str, Any], class_names: Sequence[str] | None) -> dict[str, Any]:
     """The record of a suspect, with the names of its classes where the data has them."""
-    numbers = {key: row[key] for key in ("given", "suggested")}
-    if class_names is None or any(number not in range(len(class_names)) for number in numbers.values()):
+    from kinsight.votes import names_of_classes
+
+    numbers = [row["given"], row["suggested"]]
+    if class_names is None or not all(isinstance(number, int) for number in numbers):
         return row
-    return {**row, **{f"{key}_name": class_names[number] for key, number in numbers.items()}}
+    given, suggested = names_of_classes(numbers, class_names)
+    return {**row, "given_name": given, "suggested_name": suggested}

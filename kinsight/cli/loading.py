@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,21 +72,33 @@ def asked(model: str | None, data: str | None, options: Options) -> tuple[Gradie
     return kernel_of(model, options), samples_of(data, options, limit=options.limit)
 
 
-def index_of(folder: Path, normalization: Similarity | None, *unread: str | None) -> Index:
-    """The index of a folder.
-
-    Args:
-        folder: where it is.
-        normalization: that was asked for.
-        unread: arguments that mean nothing where an index is asked.
+def index_alone(
+    folder: Path, normalization: Similarity | None, options: Options, model: str | None, data: str | None
+) -> Index:
+    """The index of a folder, where nothing but its sketches is asked.
 
     Raises:
-        InputError: it is of another normalization, or one of those arguments was passed.
+        InputError: it is of another normalization, or something was passed that means nothing to sketches.
+    """
+    if model is not None or data is not None:
+        raise InputError("This asks the sketches of --index alone: leave MODEL and DATA out. Or leave --index out.")
+    for field in fields(Options):
+        if field.name not in ("as_json", "quiet", "debug") and getattr(options, field.name) not in (field.default, []):
+            raise InputError(
+                f"--{field.name.replace('_', '-')} says how a network is asked about data, and this asks the "
+                "sketches of --index alone, as they were built: leave it out. Or leave --index out."
+            )
+    return index_of(folder, normalization)
+
+
+def index_of(folder: Path, normalization: Similarity | None) -> Index:
+    """The index of a folder.
+
+    Raises:
+        InputError: it is of another normalization than was asked for.
     """
     from kinsight.index import Index
 
-    if any(unread):
-        raise InputError("This asks the sketches of --index alone: leave MODEL and DATA out. Or leave --index out.")
     index = Index(folder)
     if normalization is not None and normalization.value != index.normalization:
         raise InputError(

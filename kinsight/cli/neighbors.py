@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_of, kernel_of, positions_of, samples_of
+from kinsight.cli.loading import asked, index_alone, index_of, kernel_of, positions_of, samples_of
 from kinsight.cli.options import OptionalData, OptionalModel, OptionalNormalization, Options, Queries, Similarity
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
@@ -42,9 +42,9 @@ def print_neighbors(
 ) -> None:
     """The samples the network finds most similar to each query."""
     if index is not None:
-        opened = index_of(index, normalization)
-        is_alone = queries is None and not ids and model is None and data is None
-        if is_alone:
+        is_alone = queries is None and model is None and data is None
+        opened = index_alone(index, normalization, options, model, data) if is_alone else index_of(index, normalization)
+        if is_alone and not ids:
             _print_of_all(opened, k, duplicates, hubs, options)
             return
         if duplicates is None and hubs is None:

@@ -23,9 +23,11 @@ class Printed:
 
     Args:
         listed: one record a row.
+        columns: what they have, where there may be none.
     """
 
     listed: list[dict[str, Any]]
+    columns: Sequence[str]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record a row."""
@@ -38,6 +40,7 @@ def print_rows(
     as_json: bool,
     is_quiet: bool = False,
     out: Path | None = None,
+    columns: Sequence[str] = (),
     summary: str = "",
     **facts: Any,
 ) -> None:
@@ -48,6 +51,7 @@ def print_rows(
         as_json: whether a document is asked for.
         is_quiet: whether nothing is said but rows.
         out: the file that the rows are written to instead.
+        columns: of that file, where there may be no rows.
         summary: in words; on stderr, or in the document.
         facts: in the document.
     """
@@ -59,7 +63,7 @@ def print_rows(
     if out is not None:
         from kinsight.exports import export
 
-        n = export(Printed(listed), out)
+        n = export(Printed(listed, columns), out)
         listed = [{"file": str(out), "rows": n}]
     try:
         if as_json:
