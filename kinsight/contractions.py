@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -275,12 +275,32 @@ def same_token(x: Tensor, y: Tensor) -> Tensor:
 
 def self_product(x: Tensor) -> Tensor:
     """x x^T for each sample, in float64. [n c p] -> [n c c]."""
-    n, c, p = x.shape
-    total = in_float64(x.new_zeros(n, c, c))
-    for columns in [slice(0, p)] if x.requires_grad else chunks(p, 8 * n * c, DOUBLE_BYTES):
-        part = in_float64(x[:, :, columns])
-        total = torch.baddbmm(total, part, part.transpose(1, 2))
-    return total
+    found: Tensor = _SelfProduct.apply(x)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _SelfProduct(torch.autograd.Function):
+    """The same with a derivative in the precision of x: autograd's own would take several passes in float64."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        n, c, p = x.shape
+        if c == 1:
+            return row_norms(x.detach()[:, 0]).square()[:, None, None]
+        total = in_float64(x.new_zeros(n, c, c))
+        for columns in chunks(p, 8 * n * c, DOUBLE_BYTES):
+            part = in_float64(x[:, :, columns])
+            total = torch.baddbmm(total, part, part.transpose(1, 2))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        both = (cotangent + cotangent.transpose(1, 2)).to(x)
+        found: Tensor = x * both if x.shape[1] == 1 else torch.bmm(both, x)
+        return found
 
 
 DOUBLE_BYTES = 2 * 2**20

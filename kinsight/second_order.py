@@ -37,6 +37,7 @@ class UnitRows:
     @staticmethod
     def of(gradients: BatchGradients, normalization: Normalization, precision: torch.dtype) -> UnitRows:
         """Those of one batch."""
+        gradients = gradients.compact(is_eager=True)  # what Gram blocks, norms and sums would each multiply out
         own = gradients.self_blocks()
         check_finite(own.detach(), gradients, "gradients")
         if normalization == "flat" or own.shape[1] == 1:

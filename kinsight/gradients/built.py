@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import mixed, norm_over, row_norms, self_product
+from kinsight.contractions import mixed, norm_over, self_product
 from kinsight.gradients.base import Gradients
 from kinsight.projection import Projection
 
@@ -45,10 +45,7 @@ class Built(Gradients):
         return Built(mixed(mixing, self.values))
 
     def self_blocks(self) -> Tensor:
-        flat = self.flat
-        if self.c == 1:
-            return row_norms(flat[:, 0]).square()[:, None, None]
-        return self_product(flat)
+        return self_product(self.flat)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         return (weights.flatten(1) @ self.flat.flatten(0, 1)).reshape(-1, *self.shape)
