@@ -39,6 +39,8 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	$(python) -m benchmarks.search
 	$(python) -m benchmarks.search --job million
 	$(python) -m benchmarks.linear
+	$(python) -m benchmarks.loss
+	$(python) -m benchmarks.loss --outputs 10
 	$(python) -m benchmarks.plan
 	$(python) -m benchmarks.page
 	$(python) -m benchmarks.guard

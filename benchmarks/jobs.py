@@ -18,7 +18,8 @@ from kinsight import GradientKernel
 KINSIGHT, FIRST = "kinsight", "kinsight, first call"
 PLAIN, PASSES = "forward and backward", "without weight gradients"
 FULL = "kinsight, full precision"
-OURS = (KINSIGHT, FIRST, PLAIN, PASSES, FULL)
+BY_GROUPS = "kinsight, sums of groups"
+OURS = (KINSIGHT, FIRST, PLAIN, PASSES, FULL, BY_GROUPS)
 """Ways that are no peers: kinsight itself, and the passes that it is measured by."""
 
 MAX_BYTES = 3 * 2**29

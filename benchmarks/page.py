@@ -76,6 +76,10 @@ MEASURES = {
     "memory_growth": Measure("memory, all samples over half of them", True, times),
     "recall": Measure("true neighbors found", False, percent),
     "query_seconds": Measure("one query", True, seconds),
+    "times_step": Measure("step of training", True, times),
+    "times_step_by_groups": Measure("step of training, by sums of groups", True, times),
+    "times_step_bytes": Measure("memory of a step", True, times),
+    "times_step_bytes_by_groups": Measure("memory of a step, by sums of groups", True, times),
     "off_linear": Measure("slope of time over samples, off 1 by", True, "{:.3f}".format),
 }
 
@@ -83,6 +87,7 @@ _GRAM = {"times_floor": 1.5, "times_ahead": 2.0, "times_allowed_bytes": 1.0}
 _RECTANGLE = {"times_plain": 2.0, "times_ahead": 3.0, "times_allowed_bytes": 1.0}
 _SOFT_COUNT = {"epochs": 2.5, "memory_growth": 1.2, "times_allowed_bytes": 1.0}
 _PLAN = {"seconds_off": 1.25, "bytes_off": 1.25}
+_LOSS = {"times_step": 5.0, "times_step_by_groups": 5.0, "times_step_bytes": 2.5, "times_step_bytes_by_groups": 2.5}
 _BFLOAT16 = {"error": 2.5e-2}
 _BLOCKS = {"times_ahead": 3.0, "times_allowed_bytes": 1.0}
 
@@ -120,6 +125,7 @@ MARKS: dict[str, dict[str, float]] = {
     "search-fashion-mnist-query-n1000000-dim1024": {"query_seconds": 0.05},
     "linear-mlp-n60000": {"off_linear": 0.05},
     "linear-lenet-n60000": {"off_linear": 0.05},
+    "loss-lenet-n64-c1": _LOSS,
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
     "plan-mlp-soft_count-n4096": _PLAN,
@@ -194,6 +200,12 @@ next to a scan of all sketches, and to approximate search with the true similari
         """\
 Means of labels around all n samples, their variance, shift and residual, one output. The slope is that of the logarithm
 of time over that of the number of samples, from a sixtieth of n to n.""",
+    ),
+    "loss": (
+        "Losses on similarity",
+        """\
+A step of training on n samples, all pairs of which are made similar over `c` outputs: forward, backward, Adam. Plain is
+a step without the loss.""",
     ),
     "plan": (
         "Plans",
