@@ -36,7 +36,7 @@ def work(rank: int, meeting: str, found: str) -> None:
     torch.distributed.init_process_group("gloo", f"file://{meeting}", world_size=N_PROCESSES, rank=rank)
     model = network()
     ours = gradients(model, DistributedDataParallel(model), rank)
-    watcher = kinsight.SimilarityWatcher(model, part(0), every=1)
+    watcher = kinsight.SimilarityWatcher(model, kinsight.Samples(*part(0)), every=1)
     torch.save([*ours, torch.tensor(watcher.step() is not None)], f"{found}{rank}")
     torch.distributed.destroy_process_group()
 

@@ -23,7 +23,7 @@ class SimilarityCallback(lightning.Callback):
 
     Example:
         >>> from kinsight.callbacks.lightning import SimilarityCallback
-        >>> callback = SimilarityCallback((torch.randn(8, 2), torch.arange(8) % 2), every=50)  # doctest: +SKIP
+        >>> callback = SimilarityCallback(kinsight.Samples(x, labels), every=50)  # doctest: +SKIP
         >>> trainer = lightning.Trainer(callbacks=[callback])  # doctest: +SKIP
     """
 
