@@ -97,7 +97,9 @@ class Denoising:
             told = f"{self.noise:.3g} ± {self.noise_error:.1g}"
             text += f". Labels are off by {told} (standard deviation), as estimated without clean ones"
         failed = [check.name for check in self.checks if not check.is_met]
-        return text + (f". Do not believe this: {', '.join(failed)} failed." if failed else ". All checks hold.")
+        if failed:
+            return f"{text}. Do not believe this: it rests on {', '.join(failed)}, which is not so here."
+        return f"{text}. All checks hold."
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record a sample."""

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch
+from kinsight.gradients import Gradients, gram_block
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.pairs import Pairing
-from kinsight.second_order import UnitRows, second_gradients
+from kinsight.second_order import Local, UnitRows, pulled_back, without_graph
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Enforced:
     n_apart: int = 0
     undefined: list[int] = field(default_factory=list)
 
-    def add(self, term: Tensor, trained: list[nn.Parameter]) -> None:
+    def add(self, found: list[Tensor | None]) -> None:
         """The gradient of a term of the cost."""
-        for place, part in enumerate(second_gradients(term, trained)):
+        for place, part in enumerate(found):
             known = self.gradients[place]
             if part is not None:
                 self.gradients[place] = part if known is None else known + part
@@ -68,15 +70,17 @@ class Parts:
         kernel: makes gradients.
         batch: all samples.
         normalization: what makes them unit gradients.
-        is_trained: whether anything has a graph.
+        trained: the parameters that are moved; none: nothing has a graph.
+        is_multiplied: whether gradients are multiplied out once, for many inner products.
     """
 
     kernel: GradientKernel
     batch: Batch
     normalization: Normalization
-    is_trained: bool
+    trained: list[nn.Parameter]
+    is_multiplied: bool
     kept: dict[int, UnitRows] = field(default_factory=dict)
-    only: UnitRows | None = None
+    only: BatchGradients | None = None
     n_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -84,10 +88,8 @@ class Parts:
         size = max(1, min(n, self.kernel.block_size(self.batch)))
         self.places = [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def graphed(self, number: int) -> UnitRows:
+    def graphed(self, number: int) -> BatchGradients:
         """One part with its graph; made anew each time, where it is not the only one."""
-        if not self.is_trained:
-            return self.fixed(number)
         if len(self.places) > 1:
             return self._made(number, is_differentiable=True)
         if self.only is None:
@@ -98,19 +100,36 @@ class Parts:
         """One part without a graph; kept as far as there is room."""
         if number in self.kept:
             return self.kept[number]
-        if len(self.places) == 1 and self.is_trained:
-            found = self.graphed(0).detached()
+        if len(self.places) == 1 and self.trained:
+            gradients = without_graph(self.graphed(0))
         else:
-            found = self._made(number, is_differentiable=False)
-        if self.n_bytes + found.gradients.n_bytes <= self.kernel.max_bytes or len(self.places) == 1:
+            gradients = self._made(number, is_differentiable=False)
+        gradients = gradients.compact(is_eager=True) if self.is_multiplied else gradients
+        found = UnitRows.of(gradients, self.normalization, self.kernel.precision, is_followed=bool(self.trained))
+        if self.n_bytes + gradients.n_bytes <= self.kernel.max_bytes or len(self.places) == 1:
             self.kept[number] = found
-            self.n_bytes += found.gradients.n_bytes
+            self.n_bytes += gradients.n_bytes
         return found
 
-    def _made(self, number: int, *, is_differentiable: bool) -> UnitRows:
-        part = self.batch[self.places[number]]
-        gradients = self.kernel.gradients(part, is_differentiable=is_differentiable)
-        return UnitRows.of(gradients, self.normalization, self.kernel.precision)
+    def moved(self, number: int, cost: Tensor, rows: UnitRows, local: Local) -> list[Tensor | None]:
+        """The gradient of a part's cost: through its inner products, and through the lengths it was divided by.
+
+        Args:
+            number: of the part.
+            cost: with its graph, down to `rows.own`.
+            rows: the part, fixed.
+            local: each parameter's share of the cost, what normalizes held fixed.
+        """
+        (of_own,) = torch.autograd.grad(cost, rows.own, retain_graph=True)
+
+        def share(name: str, gradients: Gradients, which: slice) -> Tensor:
+            own = gradients.self_blocks()
+            return local(name, gradients, which) + (own * of_own[which].to(own)).sum()
+
+        return pulled_back(self.graphed(number), share, self.trained)
+
+    def _made(self, number: int, *, is_differentiable: bool) -> BatchGradients:
+        return self.kernel.gradients(self.batch[self.places[number]], is_differentiable=is_differentiable)
 
 
 def enforce(
@@ -142,7 +161,7 @@ def enforce(
         assert pairing.groups is not None
         order = pairing.groups.argsort(stable=True)
         batch, pairing = batch[order.tolist()], Pairing(len(order), pairing.groups[order])
-    parts = Parts(kernel, batch, normalization, bool(trained))
+    parts = Parts(kernel, batch, normalization, trained, is_multiplied=not by_groups)
     totals = _totals(parts, pairing) if by_groups else {}
     is_defined = torch.cat([parts.fixed(number).is_defined for number in range(len(parts.places))])
     found.undefined = sorted(order[~is_defined].tolist())
@@ -167,20 +186,31 @@ def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, tra
     apart = apart / max(1, found.n_apart)
     similarity, excess = 0.0, 0.0
     for number, place in enumerate(parts.places):
-        rows, terms = parts.graphed(number), []
-        for other, columns in enumerate(parts.places):
-            block = rows.similarities(parts.fixed(other))
+        for other, where in enumerate(parts.places):
+            rows, columns = parts.fixed(number), parts.fixed(other).detached()
+            block = rows.similarities(columns)
             values = block.detach()
-            w, v = alike[place, columns].to(values), apart[place, columns].to(values)
+            w, v = alike[place, where].to(values), apart[place, where].to(values)
             similarity += float((w * values).sum())
             excess += float((v * (values - cost.margin).clamp(min=0)).sum())
-            slopes = cost.dissimilar_weight * v * (values > cost.margin) - w
-            terms.append(2 * (slopes * block).sum())
-        if trained:
-            found.add(torch.stack(terms).sum(), trained)
-        del rows, terms, block
+            if trained:
+                slopes = 2 * (cost.dissimilar_weight * v * (values > cost.margin) - w)
+                found.add(parts.moved(number, (slopes * block).sum(), rows, _of_pairs(rows, columns, slopes)))
     found.similarity = similarity if found.n_alike else float("nan")
     found.excess = excess if found.n_apart else float("nan")
+
+
+def _of_pairs(rows: UnitRows, columns: UnitRows, slopes: Tensor) -> Local:
+    """A parameter's share of the cost of pairs, [n m]."""
+    weights = slopes * rows.scale.detach()[:, None].to(slopes) * columns.scale.to(slopes)
+    mixing = None if rows.mixing is None else rows.mixing.detach()
+
+    def share(name: str, gradients: Gradients, which: slice) -> Tensor:
+        mixed = gradients if mixing is None else gradients.mix(mixing[which])
+        block = gram_block(mixed, columns.gradients.by_parameter[name], "trace")
+        return (block * weights[which].to(block)).sum()
+
+    return share
 
 
 def _from_groups(
@@ -188,21 +218,39 @@ def _from_groups(
 ) -> None:
     """By sums S of groups: over the pairs of one, sum k = (|S|^2 - n) / 2, and |S|^2 = sum_n u_n . S."""
     squares = 0.0
+    assert pairing.groups is not None
     for number, place in enumerate(parts.places):
-        assert pairing.groups is not None
-        rows = parts.graphed(number)
-        along = [
-            rows.rows(start, stop).along(totals[group])
-            for group, start, stop in _runs(pairing.groups[place])
-            if group in totals
-        ]
-        if along:
-            squares += sum(float(each.detach().sum()) for each in along)
-        if trained and along:
-            found.add(-torch.cat(along).sum() / found.n_alike, trained)
-        del rows, along
-    n_grouped = int((pairing.groups >= 0).sum()) if pairing.groups is not None else 0
-    found.similarity = (squares - n_grouped) / (2 * found.n_alike)
+        runs = [run for run in _runs(pairing.groups[place]) if run[0] in totals]
+        if not runs:
+            continue
+        rows = parts.fixed(number)
+        along = torch.cat([rows.rows(start, stop).along(totals[group]) for group, start, stop in runs])
+        squares += float(along.detach().sum())
+        if trained:
+            share = _of_groups(rows, totals, runs, -1 / found.n_alike)
+            found.add(parts.moved(number, -along.sum() / found.n_alike, rows, share))
+    found.similarity = (squares - int((pairing.groups >= 0).sum())) / (2 * found.n_alike)
+
+
+def _of_groups(
+    rows: UnitRows, totals: dict[int, dict[str, Tensor]], runs: list[tuple[int, int, int]], weight: float
+) -> Local:
+    """A parameter's share of weight sum_n u_n . S."""
+    scale = weight * rows.scale.detach()
+    mixing = None if rows.mixing is None else rows.mixing.detach()
+
+    def share(name: str, gradients: Gradients, which: slice) -> Tensor:
+        mixed = gradients if mixing is None else gradients.mix(mixing[which])
+        found = []
+        for group, start, stop in runs:
+            low, high = max(start, which.start), min(stop, which.stop)
+            if low < high:
+                part = mixed.rows(low - which.start, high - which.start)
+                moved = part.dot(totals[group][name].to(part.tensors[0])).diagonal(dim1=1, dim2=2).sum(dim=1)
+                found.append((moved * scale[low:high].to(moved)).sum())
+        return torch.stack(found).sum() if found else gradients.tensors[0].sum() * 0
+
+    return share
 
 
 def _totals(parts: Parts, pairing: Pairing) -> dict[int, dict[str, Tensor]]:
@@ -210,7 +258,7 @@ def _totals(parts: Parts, pairing: Pairing) -> dict[int, dict[str, Tensor]]:
     assert pairing.groups is not None
     totals: dict[int, dict[str, Tensor]] = {}
     for number, place in enumerate(parts.places):
-        fixed = parts.fixed(number)
+        fixed = parts.fixed(number).detached()
         for group, start, stop in _runs(pairing.groups[place]):
             if group >= 0:
                 known = totals.setdefault(group, {})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,58 +14,72 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from kinsight.batch_gradients import BatchGradients
+from kinsight.contractions import chunks, full_precision
 from kinsight.errors import SecondDerivativeError
+from kinsight.gradients import Gradients
+from kinsight.gradients.factored import Product
 from kinsight.kernel import Normalization
-from kinsight.nodes import children_first
 from kinsight.running import check_finite
 from kinsight.whitening import spectrum
 
 
 @dataclass(frozen=True, eq=False)
 class UnitRows:
-    """Gradients with their graph, and what normalizes them: inner products with fixed unit gradients are similarities.
+    """Gradients without a graph, and what normalizes them as a function of K(x, x), with a graph where it has one.
 
     Args:
-        gradients: of the batch; whitened, where that is asked for.
-        scale: what each sample's are yet to be multiplied by, [n], with its graph.
+        gradients: of the batch, normalized but for `scale`.
+        own: K(x, x) of every sample, [n c c]: what normalization depends on.
+        mixing: the map of outputs that whitens, [n c c]; None where there is none.
+        scale: what each sample's gradients are yet to be multiplied by, [n].
         is_defined: whether a sample's gradient is not zero, [n].
     """
 
     gradients: BatchGradients
+    own: Tensor
+    mixing: Tensor | None
     scale: Tensor
     is_defined: Tensor
 
     @staticmethod
-    def of(gradients: BatchGradients, normalization: Normalization, precision: torch.dtype) -> UnitRows:
-        """Those of one batch."""
-        gradients = gradients.compact(is_eager=True)  # what Gram blocks, norms and sums would each multiply out
-        own = gradients.self_blocks()
-        check_finite(own.detach(), gradients, "gradients")
-        if normalization == "flat" or own.shape[1] == 1:
-            squares = own.diagonal(dim1=1, dim2=2).sum(dim=1)
-            is_defined = squares > 0
-            scale = torch.where(is_defined, torch.where(is_defined, squares, 1.0).rsqrt(), 0.0)
-            return UnitRows(gradients, scale, is_defined.detach().cpu())
-        roots, ranks = inverse_roots(own, precision)
-        is_defined = ranks > 0
-        scale = torch.where(is_defined, ranks.clamp(min=1).to(roots).rsqrt(), 0.0)
-        return UnitRows(gradients.mix(roots), scale, is_defined.cpu())
+    def of(
+        gradients: BatchGradients, normalization: Normalization, precision: torch.dtype, *, is_followed: bool
+    ) -> UnitRows:
+        """Those of one batch.
 
-    def __len__(self) -> int:
-        return len(self.gradients)
+        Args:
+            gradients: without a graph.
+            normalization: flat, or whitened.
+            precision: of the gradients.
+            is_followed: whether autograd follows what becomes of `own`.
+        """
+        own = gradients.self_blocks()
+        check_finite(own, gradients, "gradients")
+        own.requires_grad_(is_followed)
+        with torch.set_grad_enabled(is_followed):
+            if normalization == "flat" or own.shape[1] == 1:
+                squares = own.diagonal(dim1=1, dim2=2).sum(dim=1)
+                is_defined = squares.detach() > 0
+                scale = torch.where(is_defined, torch.where(is_defined, squares, 1.0).rsqrt(), 0.0)
+                return UnitRows(gradients, own, None, scale, is_defined.cpu())
+            roots, ranks = inverse_roots(own, precision)
+            scale = torch.where(ranks > 0, ranks.clamp(min=1).to(roots).rsqrt(), 0.0)
+            return UnitRows(gradients.mix(roots), own, roots, scale, (ranks > 0).cpu())
 
     def detached(self) -> UnitRows:
-        """The same without a graph."""
-        parts = {
-            name: each.with_tensors(lambda tensor: tensor.detach())
-            for name, each in self.gradients.by_parameter.items()
-        }
-        fixed = replace(self.gradients, by_parameter=parts, outputs=self.gradients.outputs.detach())
-        return UnitRows(fixed, self.scale.detach(), self.is_defined)
+        """The same, followed by nobody."""
+        if not self.own.requires_grad:
+            return self
+        mixing = None if self.mixing is None else self.mixing.detach()
+        return UnitRows(without_graph(self.gradients), self.own.detach(), mixing, self.scale.detach(), self.is_defined)
 
     def rows(self, start: int, stop: int) -> UnitRows:
         """Some of them."""
-        return UnitRows(self.gradients.rows(start, stop), self.scale[start:stop], self.is_defined[start:stop])
+        mixing = None if self.mixing is None else self.mixing[start:stop]
+        return UnitRows(
+            self.gradients.rows(start, stop), self.own[start:stop], mixing, self.scale[start:stop],
+            self.is_defined[start:stop],
+        )  # fmt: skip
 
     def similarities(self, others: UnitRows) -> Tensor:
         """With those of another batch, [n m], float64; 0 where one is not defined."""
@@ -81,6 +96,76 @@ class UnitRows:
         """Inner products with such a sum, [n], float64."""
         moved = self.gradients.dot(total)  # [n c c]
         return moved.diagonal(dim1=1, dim2=2).sum(dim=1) * self.scale.to(moved)
+
+
+def without_graph(gradients: BatchGradients) -> BatchGradients:
+    """The same gradients, without their graph."""
+    parts = {name: each.with_tensors(lambda tensor: tensor.detach()) for name, each in gradients.by_parameter.items()}
+    return replace(gradients, by_parameter=parts, outputs=gradients.outputs.detach())
+
+
+Local = Callable[[str, Gradients, slice], Tensor]
+"""A parameter's share of a cost: (its name, its gradients for some samples, which samples) -> a number."""
+
+
+@full_precision()
+def pulled_back(gradients: BatchGradients, local: Local, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+    """The gradient of a cost that is a sum over parameters and samples, over parameters.
+
+    What a layer left is cut off from its graph for a while: its share of the cost is differentiated by itself, a few
+    samples at a time, so that gradients that have to be multiplied out are not held for all of them; then one backward
+    pass takes all of that on.
+
+    Args:
+        gradients: of one batch, with their graph.
+        local: the cost.
+        parameters: those that are trained.
+
+    Raises:
+        SecondDerivativeError: something in the model has no second derivative.
+    """
+    captured, cotangents = [], []
+    for name, each in gradients.by_parameter.items():
+        whole = _graphed_tensors(each.rows(0, len(gradients)))
+        if not whole:
+            continue
+        found = [torch.zeros_like(tensor) for tensor in whole]
+        is_multiplied = isinstance(each, Product) and each.sizes.t > 1
+        for rows in chunks(len(gradients), 12 * each.c * math.prod(each.shape) if is_multiplied else 1):
+            cut, leaves = _cut_off(each.rows(rows.start, rows.stop))
+            moved = torch.autograd.grad(local(name, cut.compact(is_eager=True), rows), leaves, allow_unused=True)
+            for place, part in zip(found, moved, strict=True):
+                if part is not None:
+                    place[rows] = part
+        captured += whole
+        cotangents += found
+    return second_gradients(captured, cotangents, parameters)
+
+
+def _graphed_tensors(gradients: Gradients) -> list[Tensor]:
+    """What has a graph, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            found.append(tensor)
+        return tensor
+
+    gradients.with_tensors(note)
+    return found
+
+
+def _cut_off(gradients: Gradients) -> tuple[Gradients, list[Tensor]]:
+    """The same gradients of leaves of their own, and these, in the same order."""
+    leaves: list[Tensor] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        leaves.append(tensor.detach().requires_grad_())
+        return leaves[-1]
+
+    return gradients.with_tensors(cut), leaves
 
 
 class _InverseRoots(torch.autograd.Function):
@@ -166,23 +251,39 @@ class Attention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def second_gradients(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor | None]:
-    """Gradients of what was made of gradients; None where it does not depend on a parameter.
+def second_gradients(
+    captured: list[Tensor], cotangents: list[Tensor], parameters: list[nn.Parameter]
+) -> list[Tensor | None]:
+    """Vector-Jacobian products of what was captured of gradients; None where it does not depend on a parameter.
 
     Raises:
         SecondDerivativeError: something in the model has no second derivative. Autograd itself raises only where it has
             to pass through: of a function without one, nothing may be left to pass to, and its part be missing.
     """
-    for node in children_first(value.grad_fn):
-        if node.name() in _NO_SECOND:
+    if not captured:
+        return [None] * len(parameters)
+    for name in _names_below(captured):
+        if name in _NO_SECOND:
             raise SecondDerivativeError(
-                f"A part of the model can be differentiated once, but not twice: {_NO_SECOND[node.name()]}. The loss "
-                "is made of gradients, so that its own gradient is a second derivative. Use an implementation made of "
-                "ordinary operations (for attention: attn_implementation='eager', or "
+                f"A part of the model can be differentiated once, but not twice: {_NO_SECOND[name]}. The loss is made "
+                "of gradients, so that its own gradient is a second derivative. Use an implementation made of ordinary "
+                "operations (for attention: attn_implementation='eager', or "
                 "torch.nn.functional.scaled_dot_product_attention), or compare gradients over layers above it alone: "
                 "parameters=..."
             )
-    return list(torch.autograd.grad(value, parameters, allow_unused=True))
+    return list(torch.autograd.grad(captured, parameters, cotangents, allow_unused=True))
+
+
+def _names_below(tensors: list[Tensor]) -> set[str]:
+    """Names of all nodes that made the tensors."""
+    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        for child, _ in stack.pop().next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return {node.name() for node in seen}
 
 
 _NO_SECOND = {
