@@ -145,7 +145,10 @@ def both(c: int, **options: Any) -> tuple[Denoising, Denoising]:
 @pytest.mark.parametrize("c", [1, 3])
 @pytest.mark.parametrize("n_queries", [None, 7])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.02])
-def test_estimates_are_within_their_errors(c: int, n_queries: int | None, weight_decay: float) -> None:
+def test_estimates_are_within_their_errors(
+    c: int, n_queries: int | None, weight_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinsight.least_squares.N_STEPS", 60)
     queries = None if n_queries is None else inputs(n_queries, seed=9)
     weights = torch.linspace(0.5, 2, N) if weight_decay else None
     exact, found = both(c, queries=queries, weight_decay=weight_decay, sample_weights=weights)
@@ -216,7 +219,8 @@ def test_matrices_are_made_in_double_precision(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("method", ["exact", "estimate"])
-def test_estimates_have_their_errors_in_every_row(method: Any) -> None:
+def test_estimates_have_their_errors_in_every_row(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinsight.least_squares.N_STEPS", 10)
     found = denoise(GradientKernel(network(1)), Samples(inputs(), inputs(d=1, seed=2)), method=method, n_probes=16)
     names = set(next(iter(found.rows())))
     assert ({"factor_error", "noise_left_error"} <= names) == (method == "estimate")
