@@ -19,7 +19,7 @@ from kinsight.batches import Batch
 from kinsight.gradients import Gradients, gram_block
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.pairs import Pairing
-from kinsight.second_order import Local, UnitRows, pulled_back, without_graph
+from kinsight.second_order import Local, PullBack, UnitRows, without_graph
 
 
 @dataclass(frozen=True)
@@ -111,22 +111,9 @@ class Parts:
             self.n_bytes += gradients.n_bytes
         return found
 
-    def moved(self, number: int, cost: Tensor, rows: UnitRows, local: Local) -> list[Tensor | None]:
-        """The gradient of a part's cost: through its inner products, and through the lengths it was divided by.
-
-        Args:
-            number: of the part.
-            cost: with its graph, down to `rows.own`.
-            rows: the part, fixed.
-            local: each parameter's share of the cost, what normalizes held fixed.
-        """
-        (of_own,) = torch.autograd.grad(cost, rows.own, retain_graph=True)
-
-        def share(name: str, gradients: Gradients, which: slice) -> Tensor:
-            own = gradients.self_blocks()
-            return local(name, gradients, which) + (own * of_own[which].to(own)).sum()
-
-        return pulled_back(self.graphed(number), share, self.trained)
+    def back(self, number: int) -> PullBack | None:
+        """What takes the cost of a part back to parameters; None where none are trained."""
+        return PullBack(self.graphed(number)) if self.trained else None
 
     def _made(self, number: int, *, is_differentiable: bool) -> BatchGradients:
         return self.kernel.gradients(self.batch[self.places[number]], is_differentiable=is_differentiable)
@@ -186,18 +173,34 @@ def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, tra
     apart = apart / max(1, found.n_apart)
     similarity, excess = 0.0, 0.0
     for number, place in enumerate(parts.places):
+        rows = parts.fixed(number)
+        back, of_own = parts.back(number), torch.zeros_like(rows.own, requires_grad=False)
         for other, where in enumerate(parts.places):
-            rows, columns = parts.fixed(number), parts.fixed(other).detached()
+            columns = parts.fixed(other).detached()
             block = rows.similarities(columns)
             values = block.detach()
             w, v = alike[place, where].to(values), apart[place, where].to(values)
             similarity += float((w * values).sum())
             excess += float((v * (values - cost.margin).clamp(min=0)).sum())
-            if trained:
+            if back is not None:
                 slopes = 2 * (cost.dissimilar_weight * v * (values > cost.margin) - w)
-                found.add(parts.moved(number, (slopes * block).sum(), rows, _of_pairs(rows, columns, slopes)))
+                of_own += torch.autograd.grad((slopes * block).sum(), rows.own, retain_graph=True)[0]
+                share = _of_pairs(rows, columns, slopes)
+                back.add(_with_lengths(share, of_own) if other == len(parts.places) - 1 else share)
+        if back is not None:
+            found.add(back.over(trained))
     found.similarity = similarity if found.n_alike else float("nan")
     found.excess = excess if found.n_apart else float("nan")
+
+
+def _with_lengths(local: Local, of_own: Tensor) -> Local:
+    """A share of a cost, and what it is through K(x, x), by which inner products were normalized."""
+
+    def share(name: str, gradients: Gradients, which: slice) -> Tensor:
+        own = gradients.self_blocks()
+        return local(name, gradients, which) + (own * of_own[which].to(own)).sum()
+
+    return share
 
 
 def _of_pairs(rows: UnitRows, columns: UnitRows, slopes: Tensor) -> Local:
@@ -226,9 +229,10 @@ def _from_groups(
         rows = parts.fixed(number)
         along = torch.cat([rows.rows(start, stop).along(totals[group]) for group, start, stop in runs])
         squares += float(along.detach().sum())
-        if trained:
-            share = _of_groups(rows, totals, runs, -1 / found.n_alike)
-            found.add(parts.moved(number, -along.sum() / found.n_alike, rows, share))
+        if (back := parts.back(number)) is not None:
+            (of_own,) = torch.autograd.grad(-along.sum() / found.n_alike, rows.own)
+            back.add(_with_lengths(_of_groups(rows, totals, runs, -1 / found.n_alike), of_own))
+            found.add(back.over(trained))
     found.similarity = (squares - int((pairing.groups >= 0).sum())) / (2 * found.n_alike)
 
 

@@ -108,9 +108,9 @@ Local = Callable[[str, Gradients, slice], Tensor]
 """A parameter's share of a cost: (its name, its gradients for some samples, which samples) -> a number."""
 
 
-@full_precision()
-def pulled_back(gradients: BatchGradients, local: Local, parameters: list[nn.Parameter]) -> list[Tensor | None]:
-    """The gradient of a cost that is a sum over parameters and samples, over parameters.
+@dataclass(eq=False)
+class PullBack:
+    """The gradient of a cost that is a sum over parameters and samples, over parameters; a term of it after another.
 
     What a layer left is cut off from its graph for a while: its share of the cost is differentiated by itself, a few
     samples at a time, so that gradients that have to be multiplied out are not held for all of them; then one backward
@@ -118,28 +118,37 @@ def pulled_back(gradients: BatchGradients, local: Local, parameters: list[nn.Par
 
     Args:
         gradients: of one batch, with their graph.
-        local: the cost.
-        parameters: those that are trained.
-
-    Raises:
-        SecondDerivativeError: something in the model has no second derivative.
     """
-    captured, cotangents = [], []
-    for name, each in gradients.by_parameter.items():
-        whole = _graphed_tensors(each.rows(0, len(gradients)))
-        if not whole:
-            continue
-        found = [torch.zeros_like(tensor) for tensor in whole]
-        is_multiplied = isinstance(each, Product) and each.sizes.t > 1
-        for rows in chunks(len(gradients), 12 * each.c * math.prod(each.shape) if is_multiplied else 1):
-            cut, leaves = _cut_off(each.rows(rows.start, rows.stop))
-            moved = torch.autograd.grad(local(name, cut.compact(is_eager=True), rows), leaves, allow_unused=True)
-            for place, part in zip(found, moved, strict=True):
-                if part is not None:
-                    place[rows] = part
-        captured += whole
-        cotangents += found
-    return second_gradients(captured, cotangents, parameters)
+
+    gradients: BatchGradients
+
+    def __post_init__(self) -> None:
+        n = len(self.gradients)
+        whole = {name: _graphed_tensors(each.rows(0, n)) for name, each in self.gradients.by_parameter.items()}
+        self.captured = {name: tensors for name, tensors in whole.items() if tensors}
+        self.cotangents = {name: [torch.zeros_like(each) for each in own] for name, own in self.captured.items()}
+
+    @full_precision()
+    def add(self, local: Local) -> None:
+        """A term of the cost."""
+        for name, found in self.cotangents.items():
+            each = self.gradients.by_parameter[name]
+            is_multiplied = isinstance(each, Product) and each.sizes.t > 1
+            for rows in chunks(len(self.gradients), 12 * each.c * math.prod(each.shape) if is_multiplied else 1):
+                cut, leaves = _cut_off(each.rows(rows.start, rows.stop))
+                moved = torch.autograd.grad(local(name, cut.compact(is_eager=True), rows), leaves, allow_unused=True)
+                for place, part in zip(found, moved, strict=True):
+                    if part is not None:
+                        place[rows] += part
+
+    def over(self, parameters: list[nn.Parameter]) -> list[Tensor | None]:
+        """The gradient over parameters; None where the cost does not depend on one.
+
+        Raises:
+            SecondDerivativeError: something in the model has no second derivative.
+        """
+        captured = [each for own in self.captured.values() for each in own]
+        return second_gradients(captured, [each for own in self.cotangents.values() for each in own], parameters)
 
 
 def _graphed_tensors(gradients: Gradients) -> list[Tensor]:
