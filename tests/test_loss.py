@@ -8,93 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kinsight
-from kinsight import reference
-from kinsight.batches import as_batch
 from kinsight.errors import (
     InputError,
-    NonFiniteError,
-    SampleTypeError,
     SecondDerivativeError,
-    ShapeError,
     SlowAttentionWarning,
-    TargetError,
-    UnknownNameError,
-    ZeroGradientWarning,
 )
 from kinsight.live import peak_bytes
 from kinsight.loss import ramp
-from kinsight.outputs import pooled, resolve_output
-from kinsight.pairs import Augmented
+from kinsight.outputs import pooled
+from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
 from tests.zoo import ZOO, Case
-
-EXACT = 1e-9
-"""Rounding of float64 through two backward passes; measured: 1e-13."""
-
-LABELS = torch.tensor([0, 1, 0, 2, 1, 0])
-
-
-def network(c: int = 3, bias: bool = True) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8, bias=bias), nn.Tanh(), nn.Linear(8, c, bias=bias)).double()
-
-
-def inputs(n: int = 6, seed: int = 1) -> Tensor:
-    return torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def brute_force(
-    model: nn.Module, batch: Any, output: Any, normalization: str, cost: Callable[[Tensor], Tensor]
-) -> list[Tensor | None]:
-    """The gradient of a cost of all similarities: one sample at a time, double backward."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with sdpa_kernel(SDPBackend.MATH):
-        built = reference.per_sample_gradients(
-            model, as_batch(batch), resolve_output(output), parameters, is_differentiable=True
-        )
-    rows = torch.cat([values.reshape(*values.shape[:2], -1) for values in built.values()], dim=2)  # [n c p]
-    if normalization == "flat":
-        units = rows.flatten(1)
-        units = units / units.norm(dim=1, keepdim=True)
-    else:
-        own = rows @ rows.transpose(1, 2)
-        units = torch.stack([_inverse_root(each) @ row for each, row in zip(own, rows, strict=True)]).flatten(1)
-        units = units / rows.shape[1] ** 0.5
-    found: list[Tensor | None] = list(
-        torch.autograd.grad(cost(units @ units.T), list(parameters.values()), allow_unused=True)
-    )
-    return found
-
-
-def _inverse_root(matrix: Tensor) -> Tensor:
-    """By Newton's iteration (Denman and Beavers 1976), which is differentiable without eigenvalues."""
-    scale = matrix.diagonal().sum()
-    root, inverse = matrix / scale, torch.eye(len(matrix), dtype=matrix.dtype)
-    for _ in range(40):
-        root, inverse = 0.5 * (root + torch.linalg.inv(inverse)), 0.5 * (inverse + torch.linalg.inv(root))
-    return inverse / scale.sqrt()
-
-
-def gradients_of(model: nn.Module, value: Tensor) -> list[Tensor | None]:
-    model.zero_grad()
-    value.backward()
-    return [p.grad for p in model.parameters() if p.requires_grad]
-
-
-def far(ours: list[Tensor | None], theirs: list[Tensor | None]) -> float:
-    """Largest difference relative to the largest gradient; what does not matter may be 0 or None."""
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None or b is not None]
-    gaps = [((0 if a is None else a) - (0 if b is None else b)) for a, b in pairs]
-    most = max((float(b.abs().max()) for _, b in pairs if b is not None), default=0.0)
-    return max(float(torch.as_tensor(gap).abs().max()) for gap in gaps) / most
-
-
-def mean_alike(labels: Tensor) -> Callable[[Tensor], Tensor]:
-    same = (labels[:, None] == labels).double().triu(1)
-    return lambda similarities: 1 - (same * similarities).sum() / same.sum()
-
 
 CASES = [(case, output) for case in ZOO for output in case.outputs]
 
@@ -384,118 +309,6 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
     loss = kinsight.SimilarityLoss(Once().double())
     with pytest.raises(SecondDerivativeError, match="once, but not twice: a function marked @once_differentiable"):
         loss(inputs(), LABELS)
-
-
-# --------------------------------------------------------------------------------------------------- bad input
-
-
-def test_a_batch_without_pairs_costs_nothing() -> None:
-    model = network()
-    loss = kinsight.SimilarityLoss(model)
-    for x, labels in (
-        (inputs(3), torch.arange(3)),
-        (inputs(1), torch.zeros(1, dtype=torch.long)),
-        (inputs(0), LABELS[:0]),
-    ):
-        model.zero_grad()
-        value = loss(x, labels)
-        assert float(value.detach()) == 0
-        value.backward()
-        assert all(p.grad is not None and float(p.grad.abs().max()) == 0 for p in model.parameters())
-        assert loss.last is not None
-        assert loss.last.n_alike == 0
-        assert math.isnan(loss.last.similarity)
-    value = loss(inputs(), groups=[-1, 0, -1, 0, -1, -2])
-    assert loss.last.n_alike == 1
-
-
-@pytest.mark.parametrize("route", ["pairs", "groups"])
-@pytest.mark.parametrize("normalization", ["flat", "whitened"])
-def test_samples_without_a_gradient_are_left_out(route: str, normalization: str) -> None:
-    model, x = network(bias=False), inputs()
-    x[2] = 0
-    loss = kinsight.SimilarityLoss(model, weight=1.0, route=route, normalization=normalization)
-    with pytest.warns(ZeroGradientWarning, match="1 samples is zero: \\[2\\]"):
-        value = loss(x, LABELS)
-    assert loss.last is not None
-    assert (loss.last.n_undefined, loss.last.n_alike) == (1, 2)
-    ours = [None if each is None else each.clone() for each in gradients_of(model, value)]
-    keep = torch.arange(6) != 2
-    assert far(ours, gradients_of(model, loss(x[keep], LABELS[keep]))) < EXACT
-
-
-def test_nan_is_named_by_sample() -> None:
-    x = inputs()
-    x[3, 1] = math.nan
-    with pytest.raises(NonFiniteError, match="3"):
-        kinsight.SimilarityLoss(network())(x, LABELS)
-
-
-@pytest.mark.parametrize(
-    ("options", "call", "error", "message"),
-    [
-        ({}, {}, TargetError, "targets are missing"),
-        ({}, {"targets": torch.rand(6)}, TargetError, "float32 \\[6\\]"),
-        ({}, {"targets": LABELS, "groups": [0] * 5}, ShapeError, "groups are \\[6\\]"),
-        ({}, {"groups": [0.5] * 6}, InputError, "whole numbers"),
-        ({}, {"pairs": [[0, 6]]}, InputError, "two different positions from 0 to 5"),
-        ({}, {"pairs": [[1, 1]]}, InputError, "two different positions"),
-        ({}, {"pairs": [[0, 1]], "groups": [0] * 6}, InputError, "not both"),
-        ({"route": "groups"}, {"pairs": [[0, 1]]}, InputError, "pairs are listed"),
-        ({"route": "fast"}, {}, UnknownNameError, "route 'fast'"),
-        ({"pairs": "friends"}, {}, UnknownNameError, "pairs 'friends'"),
-        ({"pairs": 3}, {}, SampleTypeError, "pairs is a int"),
-        ({"normalization": "none"}, {}, UnknownNameError, "normalization 'none'"),
-        ({"route": "groups", "dissimilar_weight": 1.0}, {}, InputError, "never looks at single pairs"),
-        ({"dissimilar_weight": -1.0}, {}, InputError, "dissimilar_weight is -1.0"),
-        ({"weight": -0.5}, {"targets": LABELS}, InputError, "weight is -0.5"),
-    ],
-)
-@pytest.mark.usefixtures("without_type_checks")
-def test_what_makes_no_sense(options: Any, call: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        kinsight.SimilarityLoss(network(), **options)(inputs(), **call)
-
-
-@pytest.mark.usefixtures("without_type_checks")
-def test_models_that_cannot_be_trained_so() -> None:
-    with pytest.raises(InputError, match="half precision"):
-        kinsight.SimilarityLoss(network().bfloat16())
-    with pytest.raises(SampleTypeError, match=r"must be a torch\.nn\.Module"):
-        kinsight.SimilarityLoss(len)
-
-
-# ----------------------------------------------------------------------------------------------- augmentations
-
-
-def test_augmentations_of_one_input_are_pairs() -> None:
-    model, x = network(), inputs()
-    drawn: list[float] = []
-
-    def shifted(sample: Tensor) -> Tensor:
-        assert sample.shape == (4,)
-        drawn.append(float(torch.rand(())))
-        return sample + drawn[-1]
-
-    loss = kinsight.SimilarityLoss(model, weight=1.0, pairs=Augmented(shifted, n_views=3, keeps_original=True))
-    torch.manual_seed(3)
-    value = loss(x)
-    assert len(drawn) == 12  # each sample has draws of its own
-    moves = torch.tensor([0.0] * 6 + drawn, dtype=torch.float64)
-    views = torch.cat([x, x, x]) + moves[:, None]
-    groups = torch.arange(6).repeat(3)
-    assert far(gradients_of(model, value), brute_force(model, views, "logits", "flat", mean_alike(groups))) < EXACT
-    assert loss.last is not None
-    assert loss.last.n_alike == 18
-    whole = kinsight.SimilarityLoss(model, "one_vs_rest", pairs=Augmented(lambda batch: -batch, is_batched=True))
-    assert float(whole(x, LABELS).detach()) == pytest.approx(0, abs=1e-6)  # the same views twice
-    with pytest.raises(InputError, match="a pair takes two"):
-        Augmented(shifted, n_views=1)
-    with pytest.raises(SampleTypeError, match="is_batched=True"):
-        kinsight.SimilarityLoss(model, pairs=Augmented(shifted))((x,))
-    widths = iter([4, 3])
-    with pytest.raises(ShapeError, match="one batch takes one"):
-        kinsight.SimilarityLoss(model, pairs=Augmented(lambda b: b[:, : next(widths)], is_batched=True))(x)
 
 
 # ------------------------------------------------------------------------------------------------------ memory

@@ -1,0 +1,132 @@
+"""Pairs: what is alike, said in every way there is; and what is no pair."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import kinsight
+from kinsight.errors import (
+    InputError,
+    NonFiniteError,
+    SampleTypeError,
+    ShapeError,
+    TargetError,
+    UnknownNameError,
+    ZeroGradientWarning,
+)
+from kinsight.pairs import Augmented
+from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
+
+# --------------------------------------------------------------------------------------------------- bad input
+
+
+def test_a_batch_without_pairs_costs_nothing() -> None:
+    model = network()
+    loss = kinsight.SimilarityLoss(model)
+    for x, labels in (
+        (inputs(3), torch.arange(3)),
+        (inputs(1), torch.zeros(1, dtype=torch.long)),
+        (inputs(0), LABELS[:0]),
+    ):
+        model.zero_grad()
+        value = loss(x, labels)
+        assert float(value.detach()) == 0
+        value.backward()
+        assert all(p.grad is not None and float(p.grad.abs().max()) == 0 for p in model.parameters())
+        assert loss.last is not None
+        assert loss.last.n_alike == 0
+        assert math.isnan(loss.last.similarity)
+    value = loss(inputs(), groups=[-1, 0, -1, 0, -1, -2])
+    assert loss.last.n_alike == 1
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+@pytest.mark.parametrize("normalization", ["flat", "whitened"])
+def test_samples_without_a_gradient_are_left_out(route: str, normalization: str) -> None:
+    model, x = network(bias=False), inputs()
+    x[2] = 0
+    loss = kinsight.SimilarityLoss(model, weight=1.0, route=route, normalization=normalization)
+    with pytest.warns(ZeroGradientWarning, match="1 samples is zero: \\[2\\]"):
+        value = loss(x, LABELS)
+    assert loss.last is not None
+    assert (loss.last.n_undefined, loss.last.n_alike) == (1, 2)
+    ours = [None if each is None else each.clone() for each in gradients_of(model, value)]
+    keep = torch.arange(6) != 2
+    assert far(ours, gradients_of(model, loss(x[keep], LABELS[keep]))) < EXACT
+
+
+def test_nan_is_named_by_sample() -> None:
+    x = inputs()
+    x[3, 1] = math.nan
+    with pytest.raises(NonFiniteError, match="3"):
+        kinsight.SimilarityLoss(network())(x, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "call", "error", "message"),
+    [
+        ({}, {}, TargetError, "targets are missing"),
+        ({}, {"targets": torch.rand(6)}, TargetError, "float32 \\[6\\]"),
+        ({}, {"targets": LABELS, "groups": [0] * 5}, ShapeError, "groups are \\[6\\]"),
+        ({}, {"groups": [0.5] * 6}, InputError, "whole numbers"),
+        ({}, {"pairs": [[0, 6]]}, InputError, "two different positions from 0 to 5"),
+        ({}, {"pairs": [[1, 1]]}, InputError, "two different positions"),
+        ({}, {"pairs": [[0, 1]], "groups": [0] * 6}, InputError, "not both"),
+        ({"route": "groups"}, {"pairs": [[0, 1]]}, InputError, "pairs are listed"),
+        ({"route": "fast"}, {}, UnknownNameError, "route 'fast'"),
+        ({"pairs": "friends"}, {}, UnknownNameError, "pairs 'friends'"),
+        ({"pairs": 3}, {}, SampleTypeError, "pairs is a int"),
+        ({"normalization": "none"}, {}, UnknownNameError, "normalization 'none'"),
+        ({"route": "groups", "dissimilar_weight": 1.0}, {}, InputError, "never looks at single pairs"),
+        ({"dissimilar_weight": -1.0}, {}, InputError, "dissimilar_weight is -1.0"),
+        ({"weight": -0.5}, {"targets": LABELS}, InputError, "weight is -0.5"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_makes_no_sense(options: Any, call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        kinsight.SimilarityLoss(network(), **options)(inputs(), **call)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_models_that_cannot_be_trained_so() -> None:
+    with pytest.raises(InputError, match="half precision"):
+        kinsight.SimilarityLoss(network().bfloat16())
+    with pytest.raises(SampleTypeError, match=r"must be a torch\.nn\.Module"):
+        kinsight.SimilarityLoss(len)
+
+
+# ----------------------------------------------------------------------------------------------- augmentations
+
+
+def test_augmentations_of_one_input_are_pairs() -> None:
+    model, x = network(), inputs()
+    drawn: list[float] = []
+
+    def shifted(sample: Tensor) -> Tensor:
+        assert sample.shape == (4,)
+        drawn.append(float(torch.rand(())))
+        return sample + drawn[-1]
+
+    loss = kinsight.SimilarityLoss(model, weight=1.0, pairs=Augmented(shifted, n_views=3, keeps_original=True))
+    torch.manual_seed(3)
+    value = loss(x)
+    assert len(drawn) == 12  # each sample has draws of its own
+    moves = torch.tensor([0.0] * 6 + drawn, dtype=torch.float64)
+    views = torch.cat([x, x, x]) + moves[:, None]
+    groups = torch.arange(6).repeat(3)
+    assert far(gradients_of(model, value), brute_force(model, views, "logits", "flat", mean_alike(groups))) < EXACT
+    assert loss.last is not None
+    assert loss.last.n_alike == 18
+    whole = kinsight.SimilarityLoss(model, "one_vs_rest", pairs=Augmented(lambda batch: -batch, is_batched=True))
+    assert float(whole(x, LABELS).detach()) == pytest.approx(0, abs=1e-6)  # the same views twice
+    with pytest.raises(InputError, match="a pair takes two"):
+        Augmented(shifted, n_views=1)
+    with pytest.raises(SampleTypeError, match="is_batched=True"):
+        kinsight.SimilarityLoss(model, pairs=Augmented(shifted))((x,))
+    widths = iter([4, 3])
+    with pytest.raises(ShapeError, match="one batch takes one"):
+        kinsight.SimilarityLoss(model, pairs=Augmented(lambda b: b[:, : next(widths)], is_batched=True))(x)
