@@ -212,11 +212,11 @@ class SimilarityLoss:
 
     def _look_for_attention(self, batch: Batch) -> None:
         """Say once that attention is slower here."""
-        if self._is_known or not len(batch):
+        if self._is_known or len(batch) < 2:  # of one sample, an axis may be squeezed away
             return
         self._is_known = True
         with Attention() as attention:
-            self.kernel.outputs(batch[:1])
+            self.kernel.outputs(batch[:2])
         if attention.is_used:
             warnings.warn(
                 "The model computes attention, which SimilarityLoss does by matrix products: fused kernels have no "

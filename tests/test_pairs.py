@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import kinsight
 from kinsight.errors import (
@@ -130,3 +130,23 @@ def test_augmentations_of_one_input_are_pairs() -> None:
     widths = iter([4, 3])
     with pytest.raises(ShapeError, match="one batch takes one"):
         kinsight.SimilarityLoss(model, pairs=Augmented(lambda b: b[:, : next(widths)], is_batched=True))(x)
+
+
+class Squeezed(nn.Module):
+    """One output, without an axis of its own: of a single sample nothing is left of either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze()
+
+
+def test_outputs_that_are_squeezed() -> None:
+    for batch_size in (None, 5):  # the last part is of one sample
+        model = Squeezed()
+        loss = kinsight.SimilarityLoss(model, weight=1.0, batch_size=batch_size)
+        truth = brute_force(model.net, inputs(), "logits", "flat", mean_alike(LABELS))
+        assert far(gradients_of(model, loss(inputs(), LABELS)), truth) < EXACT
+    assert float(loss(inputs(1), LABELS[:1]).detach()) == 0
