@@ -1,0 +1,1 @@
+"""Does it help to make images of one class similar in the network's eyes, while it is trained?"""
