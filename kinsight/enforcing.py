@@ -16,10 +16,19 @@ from torch import Tensor, nn
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch
+from kinsight.contractions import mixed
 from kinsight.gradients import Gradients, gram_block
+from kinsight.gradients.built import Built
+from kinsight.gradients.factored import Product
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.pairs import Pairing
-from kinsight.second_order import Local, PullBack, UnitRows, without_graph
+from kinsight.second_order import PullBack, Term, UnitRows, without_graph
+
+Totals = dict[int, dict[str, Tensor]]
+"""Sums of unit gradients by group, [c *shape] a parameter."""
+
+Run = tuple[int, int, int]
+"""(group, start, stop) of samples that lie together."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,11 @@ class Parts:
             self.n_bytes += gradients.n_bytes
         return found
 
+    def drop(self, number: int) -> None:
+        """Forget a part, if it is the only one."""
+        if len(self.places) == 1:
+            self.kept.pop(number)
+
     def back(self, number: int) -> PullBack | None:
         """What takes the cost of a part back to parameters; None where none are trained."""
         return PullBack(self.graphed(number)) if self.trained else None
@@ -175,7 +189,8 @@ def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, tra
     for number, place in enumerate(parts.places):
         rows = parts.fixed(number)
         back, of_own = parts.back(number), torch.zeros_like(rows.own, requires_grad=False)
-        for other, where in enumerate(parts.places):
+        for other in sorted(range(len(parts.places)), key=lambda other: other == number):  # itself in the end
+            where = parts.places[other]
             columns = parts.fixed(other).detached()
             block = rows.similarities(columns)
             values = block.detach()
@@ -185,40 +200,113 @@ def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, tra
             if back is not None:
                 slopes = 2 * (cost.dissimilar_weight * v * (values > cost.margin) - w)
                 of_own += torch.autograd.grad((slopes * block).sum(), rows.own, retain_graph=True)[0]
-                share = _of_pairs(rows, columns, slopes)
-                back.add(_with_lengths(share, of_own) if other == len(parts.places) - 1 else share)
+                weights = slopes * rows.scale.detach().to(slopes)[:, None] * columns.scale.to(slopes)
+                back.add(OfPairs(rows, columns, weights, of_own if other == number else None))
         if back is not None:
+            parts.drop(number)
+            del rows, columns, block  # multiplied out, and not looked at again
             found.add(back.over(trained))
     found.similarity = similarity if found.n_alike else float("nan")
     found.excess = excess if found.n_apart else float("nan")
 
 
-def _with_lengths(local: Local, of_own: Tensor) -> Local:
-    """A share of a cost, and what it is through K(x, x), by which inner products were normalized."""
+class OfPairs(Term):
+    """A sum over pairs of similarities times weights, and of what it is through K(x, x).
 
-    def share(name: str, gradients: Gradients, which: slice) -> Tensor:
-        own = gradients.self_blocks()
-        return local(name, gradients, which) + (own * of_own[which].to(own)).sum()
+    Args:
+        rows: the samples that are moved.
+        columns: those that they are compared with.
+        weights: of inner products, [n m].
+        of_own: slopes over K(x, x), [n c c], where columns are the rows; None: not of this term.
+    """
 
-    return share
+    def __init__(self, rows: UnitRows, columns: UnitRows, weights: Tensor, of_own: Tensor | None) -> None:
+        self.mixing = None if rows.mixing is None else rows.mixing.detach()
+        if self.mixing is None and of_own is not None:  # normalization sees the trace alone
+            weights = weights + 2 * of_own[:, 0, 0].to(weights).diag()
+            of_own = None
+        self.others, self.weights, self.of_own = columns.gradients.by_parameter, weights, of_own
+
+    def slopes(self, name: str, gradients: Product, which: slice) -> Tensor | None:
+        others = self.others[name]
+        if not isinstance(others, Built):
+            return None
+        values = others.values
+        found = (self.weights[which].to(values) @ values.flatten(1)).view(-1, *values.shape[1:])
+        found = found if self.mixing is None else mixed(self.mixing[which].transpose(1, 2), found)
+        return found if self.of_own is None else found + mixed(_both_ways(self.of_own[which]), gradients.build())
+
+    def share(self, name: str, gradients: Gradients, which: slice) -> Tensor:
+        own = gradients.compact(is_eager=True)
+        block = gram_block(own if self.mixing is None else own.mix(self.mixing[which]), self.others[name], "trace")
+        found = (block * self.weights[which].to(block)).sum()
+        return found if self.of_own is None else found + _of_lengths(own, self.of_own[which])
 
 
-def _of_pairs(rows: UnitRows, columns: UnitRows, slopes: Tensor) -> Local:
-    """A parameter's share of the cost of pairs, [n m]."""
-    weights = slopes * rows.scale.detach()[:, None].to(slopes) * columns.scale.to(slopes)
-    mixing = None if rows.mixing is None else rows.mixing.detach()
+class OfGroups(Term):
+    """weight sum_n u_n . S, S the sum of the sample's group, and what it is through K(x, x).
 
-    def share(name: str, gradients: Gradients, which: slice) -> Tensor:
-        mixed = gradients if mixing is None else gradients.mix(mixing[which])
-        block = gram_block(mixed, columns.gradients.by_parameter[name], "trace")
-        return (block * weights[which].to(block)).sum()
+    Args:
+        rows: the samples that are moved; those of one group lie together.
+        totals: S of each group, by parameter.
+        runs: (group, start, stop) of samples.
+        weight: of the sum.
+        of_own: slopes over K(x, x), [n c c].
+    """
 
-    return share
+    def __init__(self, rows: UnitRows, totals: Totals, runs: list[Run], weight: float, of_own: Tensor) -> None:
+        self.totals, self.runs, self.of_own = totals, runs, of_own
+        self.scale = weight * rows.scale.detach()
+        self.mixing = None if rows.mixing is None else rows.mixing.detach()
+
+    def slopes(self, name: str, gradients: Product, which: slice) -> Tensor | None:
+        fixed = gradients.compact(is_eager=True)
+        if not isinstance(fixed, Built):
+            return None
+        values, own = fixed.values, self.of_own[which]
+        ones = (-1, *(1,) * (values.dim() - 1))
+        if self.mixing is None:  # normalization sees the trace alone
+            values *= 2 * own[:, 0, 0].to(values).reshape(ones)
+        else:
+            values = mixed(_both_ways(own), values)
+        for group, rows, here in self._within(which):
+            total = self.totals[group][name].to(values)
+            if self.mixing is None:
+                values[here] += self.scale[rows].to(values).reshape(ones) * total
+            else:
+                back = (self.scale[rows, None, None] * self.mixing[rows]).transpose(1, 2)
+                values[here] += mixed(back, total.expand(len(back), *total.shape))
+        return values
+
+    def share(self, name: str, gradients: Gradients, which: slice) -> Tensor:
+        found = _of_lengths(gradients.compact(is_eager=True), self.of_own[which])
+        turned = gradients if self.mixing is None else gradients.mix(self.mixing[which])
+        for group, rows, here in self._within(which):
+            part = turned.rows(here.start, here.stop)
+            moved = part.dot(self.totals[group][name].to(part.tensors[0])).diagonal(dim1=1, dim2=2).sum(dim=1)
+            found = found + (moved * self.scale[rows].to(moved)).sum()
+        return found
+
+    def _within(self, which: slice) -> Iterator[tuple[int, slice, slice]]:
+        """Groups among some samples: the number, where its samples lie among all, and where among these."""
+        for group, start, stop in self.runs:
+            low, high = max(start, which.start), min(stop, which.stop)
+            if low < high:
+                yield group, slice(low, high), slice(low - which.start, high - which.start)
 
 
-def _from_groups(
-    found: Enforced, parts: Parts, pairing: Pairing, totals: dict[int, dict[str, Tensor]], trained: list[nn.Parameter]
-) -> None:
+def _both_ways(slopes: Tensor) -> Tensor:
+    """Slopes over K(x, x) as the map of gradients that they are: d tr(A g g^T) = (A + A^T) g."""
+    return slopes + slopes.transpose(1, 2)
+
+
+def _of_lengths(gradients: Gradients, slopes: Tensor) -> Tensor:
+    """A parameter's share of a cost that depends on K(x, x), [n c c]."""
+    own = gradients.self_blocks()
+    return (own * slopes.to(own)).sum()
+
+
+def _from_groups(found: Enforced, parts: Parts, pairing: Pairing, totals: Totals, trained: list[nn.Parameter]) -> None:
     """By sums S of groups: over the pairs of one, sum k = (|S|^2 - n) / 2, and |S|^2 = sum_n u_n . S."""
     squares = 0.0
     assert pairing.groups is not None
@@ -231,36 +319,15 @@ def _from_groups(
         squares += float(along.detach().sum())
         if (back := parts.back(number)) is not None:
             (of_own,) = torch.autograd.grad(-along.sum() / found.n_alike, rows.own)
-            back.add(_with_lengths(_of_groups(rows, totals, runs, -1 / found.n_alike), of_own))
+            back.add(OfGroups(rows, totals, runs, -1 / found.n_alike, of_own))
             found.add(back.over(trained))
     found.similarity = (squares - int((pairing.groups >= 0).sum())) / (2 * found.n_alike)
 
 
-def _of_groups(
-    rows: UnitRows, totals: dict[int, dict[str, Tensor]], runs: list[tuple[int, int, int]], weight: float
-) -> Local:
-    """A parameter's share of weight sum_n u_n . S."""
-    scale = weight * rows.scale.detach()
-    mixing = None if rows.mixing is None else rows.mixing.detach()
-
-    def share(name: str, gradients: Gradients, which: slice) -> Tensor:
-        mixed = gradients if mixing is None else gradients.mix(mixing[which])
-        found = []
-        for group, start, stop in runs:
-            low, high = max(start, which.start), min(stop, which.stop)
-            if low < high:
-                part = mixed.rows(low - which.start, high - which.start)
-                moved = part.dot(totals[group][name].to(part.tensors[0])).diagonal(dim1=1, dim2=2).sum(dim=1)
-                found.append((moved * scale[low:high].to(moved)).sum())
-        return torch.stack(found).sum() if found else gradients.tensors[0].sum() * 0
-
-    return share
-
-
-def _totals(parts: Parts, pairing: Pairing) -> dict[int, dict[str, Tensor]]:
+def _totals(parts: Parts, pairing: Pairing) -> Totals:
     """Sums of unit gradients by group, [c *shape] a parameter; samples of zero gradient add nothing."""
     assert pairing.groups is not None
-    totals: dict[int, dict[str, Tensor]] = {}
+    totals: Totals = {}
     for number, place in enumerate(parts.places):
         fixed = parts.fixed(number).detached()
         for group, start, stop in _runs(pairing.groups[place]):
@@ -271,7 +338,7 @@ def _totals(parts: Parts, pairing: Pairing) -> dict[int, dict[str, Tensor]]:
     return totals
 
 
-def _runs(groups: Tensor) -> Iterator[tuple[int, int, int]]:
+def _runs(groups: Tensor) -> Iterator[Run]:
     """(group, start, stop) of samples of one group that lie together."""
     numbers, counts = torch.unique_consecutive(groups, return_counts=True)
     stop = 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +105,22 @@ def without_graph(gradients: BatchGradients) -> BatchGradients:
     return replace(gradients, by_parameter=parts, outputs=gradients.outputs.detach())
 
 
-Local = Callable[[str, Gradients, slice], Tensor]
-"""A parameter's share of a cost: (its name, its gradients for some samples, which samples) -> a number."""
+class Term(ABC):
+    """A term of a cost that is a sum over parameters and samples, as a function of gradients."""
+
+    @abstractmethod
+    def slopes(self, name: str, gradients: Product, which: slice) -> Tensor | None:
+        """How it changes with a parameter's gradients for some samples, [n c *shape]; None to differentiate it instead.
+
+        Args:
+            name: of the parameter.
+            gradients: of it, without a graph, for these samples.
+            which: samples.
+        """
+
+    @abstractmethod
+    def share(self, name: str, gradients: Gradients, which: slice) -> Tensor:
+        """The parameter's and the samples' share of it: a number whose derivative says how it changes."""
 
 
 @dataclass(eq=False)
@@ -126,20 +141,21 @@ class PullBack:
         n = len(self.gradients)
         whole = {name: _graphed_tensors(each.rows(0, n)) for name, each in self.gradients.by_parameter.items()}
         self.captured = {name: tensors for name, tensors in whole.items() if tensors}
-        self.cotangents = {name: [torch.zeros_like(each) for each in own] for name, own in self.captured.items()}
+        self.cotangents: dict[str, list[Tensor]] = {}
 
     @full_precision()
-    def add(self, local: Local) -> None:
+    def add(self, term: Term) -> None:
         """A term of the cost."""
-        for name, found in self.cotangents.items():
+        for name in self.captured:
             each = self.gradients.by_parameter[name]
-            is_multiplied = isinstance(each, Product) and each.sizes.t > 1
-            for rows in chunks(len(self.gradients), 12 * each.c * math.prod(each.shape) if is_multiplied else 1):
-                cut, leaves = _cut_off(each.rows(rows.start, rows.stop))
-                moved = torch.autograd.grad(local(name, cut.compact(is_eager=True), rows), leaves, allow_unused=True)
-                for place, part in zip(found, moved, strict=True):
-                    if part is not None:
-                        place[rows] += part
+            size = 12 * each.c * math.prod(each.shape) if is_multiplied_out(each) else 1
+            parts = [
+                _slopes(term, name, each.rows(rows.start, rows.stop), rows)
+                for rows in chunks(len(self.gradients), size)
+            ]
+            found = parts[0] if len(parts) == 1 else [torch.cat(own) for own in zip(*parts, strict=True)]
+            known = self.cotangents.get(name)
+            self.cotangents[name] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
 
     def over(self, parameters: list[nn.Parameter]) -> list[Tensor | None]:
         """The gradient over parameters; None where the cost does not depend on one.
@@ -147,8 +163,28 @@ class PullBack:
         Raises:
             SecondDerivativeError: something in the model has no second derivative.
         """
-        captured = [each for own in self.captured.values() for each in own]
+        captured = [each for name in self.cotangents for each in self.captured[name]]
         return second_gradients(captured, [each for own in self.cotangents.values() for each in own], parameters)
+
+
+def is_multiplied_out(gradients: Gradients) -> TypeGuard[Product]:
+    """Whether they are products of several positions, which inner products with many others are multiplied out for."""
+    return isinstance(gradients, Product) and gradients.sizes.t > 1
+
+
+def _slopes(term: Term, name: str, gradients: Gradients, which: slice) -> list[Tensor]:
+    """How a term changes with what has a graph, in order."""
+    if is_multiplied_out(gradients):
+        of_output, of_input = gradients.tensors
+        fixed = gradients.with_tensors(lambda tensor: tensor.detach())
+        assert is_multiplied_out(fixed)
+        wanted = term.slopes(name, fixed, which)
+        if wanted is not None:
+            inputs, outputs = fixed.cotangents(wanted, of_inputs=of_input.requires_grad)
+            found = [] if inputs is None else [inputs]
+            return [*found, outputs] if of_output.requires_grad else found
+    cut, leaves = _cut_off(gradients)
+    return list(torch.autograd.grad(term.share(name, cut, which), leaves, materialize_grads=True))
 
 
 def _graphed_tensors(gradients: Gradients) -> list[Tensor]:

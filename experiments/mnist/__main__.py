@@ -1,4 +1,6 @@
-"""Similarity in training, compared: `python -m experiments.mnist [study ...] [--arms ARM ...]`. Goes on where it stopped.
+"""Similarity in training, compared: `python -m experiments.mnist [study ...] [--arms ARM ...]`.
+
+Goes on where it stopped.
 
 one-pair-tuning   the weight of each arm, by the area under the curve on images to tune on, with seeds of its own
 one-pair          the paper's setting at the weight that is best for similarity, for all arms alike

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import mixed, norm_over, self_product
+from kinsight.contractions import mixed, norm_over, part_of, self_product
 from kinsight.gradients.base import Gradients
 from kinsight.projection import Projection
 
@@ -60,7 +60,7 @@ class Built(Gradients):
         return norm_over(self.flat, (1, 2)) if self.uncancelled is None else self.uncancelled
 
     def rows(self, start: int, stop: int) -> Built:
-        return Built(self.values[start:stop])
+        return Built(part_of(self.values, start, stop))
 
     def gram_cost(self, n: int, m: int) -> float:
         return float(n * (m or n) * self.c * math.prod(self.shape))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, combined, mixed
+from kinsight.contractions import chunks, combined, mixed, part_of
 from kinsight.gradients.factored import Factored, Product, Sizes
 from kinsight.gradients.scratch import Scratch
 
@@ -104,6 +104,24 @@ class Convolved(Product):
         )[1]  # fmt: skip
         return found.reshape(g, c, o, *self.shape[1:]).transpose(0, 1).reshape(c, *self.shape)
 
+    def cotangents(self, others: Tensor, *, of_inputs: bool) -> tuple[Tensor | None, Tensor]:
+        """By convolutions in which every sample is a group of its own: nothing is unfolded."""
+        n, c, k, g, o, *positions = self.output_gradients.shape
+        behind = range(5, 5 + len(positions))
+        kernels = others.reshape(n, c, g, o, *self.shape[1:]).transpose(1, 2).reshape(-1, *self.shape[1:])
+        images = self.images.transpose(0, 1).flatten(1, 2)  # [k n channels *size]
+        geometry = replace(self.geometry, groups=n * g)
+        moved = _convolve(images, kernels, geometry).reshape(k, n, g, c, o, *positions)
+        moved = moved.permute(1, 3, 0, 2, 4, *behind)
+        if not of_inputs:
+            return None, moved
+        gradients = self.output_gradients.permute(2, 0, 3, 1, 4, *behind).reshape(k, -1, *positions)
+        found = torch.ops.aten.convolution_backward(
+            gradients, images, kernels, None, geometry.stride, geometry.padding, geometry.dilation, False,
+            [0] * len(positions), n * g, (True, False, False),
+        )[0]  # fmt: skip
+        return found.reshape(k, n, *self.images.shape[2:]).transpose(0, 1), moved
+
     def mix(self, mixing: Tensor) -> Convolved:
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))
 
@@ -140,16 +158,11 @@ class Convolved(Product):
         rows = []
         for part in chunks(self.n, 4 * n_directions * self.output_gradients[:1, 0].numel()):
             gradients = self.output_gradients[part]
-            moved = self._convolve(self.images[part].flatten(0, 1), kernels)
+            moved = _convolve(self.images[part].flatten(0, 1), kernels, self.geometry)
             moved = moved.reshape(gradients.shape[0], k, g, n_directions, *gradients.shape[4:])
             moved = moved.permute(0, 3, 1, 2, *range(4, moved.dim()))
             rows.append(torch.bmm(gradients.flatten(2), moved.flatten(2).transpose(1, 2)))
         return torch.cat(rows)
-
-    def _convolve(self, images: Tensor, kernels: Tensor) -> Tensor:
-        geometry = self.geometry
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.stride) - 1]
-        return convolve(images, kernels, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
 
     def bound(self) -> Tensor:
         s = self.sizes
@@ -157,7 +170,13 @@ class Convolved(Product):
         return torch.cat([self.rows(r.start, r.stop).factored().bound() for r in chunks(self.n, step)])
 
     def rows(self, start: int, stop: int) -> Convolved:
-        return replace(self, images=self.images[start:stop], output_gradients=self.output_gradients[start:stop])
+        images, gradients = part_of(self.images, start, stop), part_of(self.output_gradients, start, stop)
+        return replace(self, images=images, output_gradients=gradients)
+
+
+def _convolve(images: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.stride) - 1]
+    return convolve(images, kernels, None, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
 
 
 def unfold(

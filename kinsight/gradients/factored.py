@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, combined, in_float64, mixed, norm_over
+from kinsight.contractions import chunks, combined, in_float64, mixed, norm_over, part_of
 from kinsight.costs import PASSING_BYTES, gram_costs, is_gram_built, is_norm_built, is_sketch_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
@@ -63,6 +63,10 @@ class Product(Gradients):
             scratch: where they may lie.
             place: which part of it they then take.
         """
+
+    @abstractmethod
+    def cotangents(self, others: Float[Tensor, "n c *shape"], *, of_inputs: bool) -> tuple[Tensor | None, Tensor]:
+        """Slopes of the sum of their inner products with others: over inputs, where asked, and output gradients."""
 
     def compact(self, *, is_eager: bool) -> Gradients:
         s = self.sizes
@@ -175,6 +179,21 @@ class Factored(Product):
         torch.bmm(gradients.transpose(2, 3).reshape(n, c * o, t), inputs, out=values)
         return values.view(n, c, o * i)
 
+    def cotangents(self, others: Tensor, *, of_inputs: bool) -> tuple[Tensor | None, Tensor]:
+        n, t, g, i = self.inputs.shape
+        c, o = self.c, self.output_gradients.shape[-1]
+        if self.gradient_first:
+            matrices = others.reshape(n, c, g, o, i).permute(0, 2, 4, 1, 3)
+        else:
+            matrices = others.reshape(n, c, g, i, o).permute(0, 2, 3, 1, 4)
+        matrices = matrices.reshape(n * g, i, c * o)
+        inputs = self.inputs.transpose(1, 2).reshape(n * g, t, i)
+        moved = torch.bmm(inputs, matrices).reshape(n, g, t, c, o).permute(0, 3, 2, 1, 4)
+        if not of_inputs:
+            return None, moved
+        gradients = self.output_gradients.permute(0, 3, 1, 4, 2).reshape(n * g, c * o, t)
+        return torch.bmm(matrices, gradients).reshape(n, g, i, t).permute(0, 3, 1, 2), moved
+
     def mix(self, mixing: Tensor) -> Factored:
         return replace(self, output_gradients=mixed(mixing, self.output_gradients))
 
@@ -241,4 +260,5 @@ class Factored(Product):
         return (inputs * gradients).sum(dim=(1, 2))
 
     def rows(self, start: int, stop: int) -> Factored:
-        return replace(self, inputs=self.inputs[start:stop], output_gradients=self.output_gradients[start:stop])
+        inputs, gradients = part_of(self.inputs, start, stop), part_of(self.output_gradients, start, stop)
+        return replace(self, inputs=inputs, output_gradients=gradients)

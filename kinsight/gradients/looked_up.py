@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kinsight.contractions import chunks, in_float64, mixed, norm_over, same_token
+from kinsight.contractions import chunks, in_float64, mixed, norm_over, part_of, same_token
 from kinsight.costs import MOVE
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
@@ -70,7 +70,7 @@ class LookedUp(Gradients):
         return norm_over(self.output_gradients, (1, 3)).sum(dim=1)
 
     def rows(self, start: int, stop: int) -> LookedUp:
-        return LookedUp(self.tokens[start:stop], self.output_gradients[start:stop], self.shape)
+        return LookedUp(self.tokens[start:stop], part_of(self.output_gradients, start, stop), self.shape)
 
     def gram_cost(self, n: int, m: int) -> float:
         t = self.tokens.shape[1]
