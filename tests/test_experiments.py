@@ -1,15 +1,20 @@
 """The machinery of experiments: planted noise is what it says, intervals are Student's, no seed is lost."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from experiments import page, records
+from experiments import records, tables
 from experiments.denoising.moved import moved
 from experiments.label_errors.planted import planted
+from experiments.mnist import one_pair
+from experiments.mnist.arms import ARMS, OwnClass, Source, network
+from experiments.mnist.images import Images, few
+from experiments.mnist.images import moved as shifted
 
 
 @pytest.mark.parametrize("noise", ["symmetric", "confused"])
@@ -59,7 +64,61 @@ def test_a_seed_that_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pyte
 
 
 def test_intervals_are_those_of_student() -> None:
-    assert page.mean([1.0, 2.0, 3.0]) == "2.0000 ± 2.4843"
-    assert page.difference([1.0, 2.0, 3.0], [0.5, 1.4, 2.6]) == "**+0.5000 ± 0.2484**"
-    assert page.difference([1.0, 2.0, 3.0], [0.0, 2.4, 3.6]) == "+0.0000 ± 2.1658"
-    assert page.difference([1.0], [0.5]) == "+0.5000"
+    assert tables.mean([1.0, 2.0, 3.0]) == "2.0000 ± 2.4841"
+    assert tables.difference([1.0, 2.0, 3.0], [0.5, 1.4, 2.6]) == "**+0.5000 ± 0.2484**"
+    assert tables.difference([1.0, 2.0, 3.0], [0.0, 2.4, 3.6]) == "+0.0000 ± 2.1656"
+    assert tables.difference([1.0], [0.5]) == "+0.5000"
+
+
+def test_areas_and_steps_of_curves() -> None:
+    steps = torch.tensor(one_pair.STEPS, dtype=torch.float64)
+    line = (steps / 1026).tolist()
+    assert one_pair.area(line) == pytest.approx(float(steps[0] + steps[-1]) / 2 / 1026)
+    assert one_pair.steps_to(0.25, line) == pytest.approx(0.25 * 1026)
+    assert one_pair.steps_to(0.0, line) == one_pair.STEPS[0]
+    assert math.isnan(one_pair.steps_to(0.9, line))
+
+
+def test_few_labels_are_as_many_of_each_class() -> None:
+    images = Images(torch.rand(300, 1, 28, 28), torch.arange(300) % 10)
+    some = few(images, 50, 3)
+    assert torch.bincount(some.y).tolist() == [5] * 10
+    assert not torch.equal(some.x, few(images, 50, 4).x)
+
+
+def test_images_are_moved_by_no_more_than_is_said() -> None:
+    x = torch.zeros(50, 1, 28, 28)
+    x[:, :, 14, 14] = 1
+    generator = torch.Generator().manual_seed(0)
+    torch.testing.assert_close(shifted(x, generator, degrees=0.0, pixels=0.0), x, atol=1e-5, rtol=0)
+    moved_by_two = shifted(x, generator, degrees=0.0, pixels=2.0)
+    assert float(moved_by_two[:, :, 11:18, 11:18].sum()) == pytest.approx(50, rel=1e-4)
+    assert float((moved_by_two - x).abs().amax(dim=(1, 2, 3)).min()) > 0
+
+
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_arm_has_a_slope(arm: str) -> None:
+    torch.manual_seed(0)
+    model, x, y = network(), torch.rand(4, 1, 28, 28), torch.tensor([3, 3, 7, 7])
+    generator = torch.Generator().manual_seed(1)
+    views = torch.Generator().manual_seed(2)
+    source = Source(Images(x, y), x, generator, lambda images: shifted(images, views))
+    value = ARMS[arm](model, 0.5, source)(x, y)
+    if arm == "baseline":
+        assert not value.requires_grad
+        return
+    value.backward()
+    slope = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert bool(torch.isfinite(slope).all())
+    assert float(slope.norm()) > 0
+    if arm == "released-sign":
+        model.zero_grad()
+        ARMS["similarity"](model, 0.5, source)(x, y).backward()
+        torch.testing.assert_close(
+            slope, -torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+
+
+def test_a_class_against_the_mean_of_the_others() -> None:
+    scores = torch.tensor([[3.0, 0.0, 1.0], [2.0, 4.0, 6.0]])
+    assert OwnClass()(scores, torch.tensor([0, 1])).tolist() == [2.5, 0.0]

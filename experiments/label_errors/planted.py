@@ -108,7 +108,8 @@ def trained(samples: Samples, seed: int, *, max_epochs: int = MAX_EPOCHS) -> tup
     x, y = batch.inputs, batch.targets
     assert isinstance(x, Tensor)
     assert y is not None
-    model, kept, accuracy = convnet(), [], 0.0
+    x, kept, accuracy = x.contiguous(memory_format=torch.channels_last), [], 0.0
+    model = convnet().to(memory_format=torch.channels_last)  # its convolutions are faster so
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     epoch = 0
     while epoch < max_epochs and accuracy < ENOUGH:
@@ -121,10 +122,14 @@ def trained(samples: Samples, seed: int, *, max_epochs: int = MAX_EPOCHS) -> tup
             said = torch.cat([model(part).argmax(dim=1) for part in x.split(500)])
         accuracy = float((said == y).double().mean())
         if epoch in CHECKPOINTS:
-            copy = convnet()
-            copy.load_state_dict(model.state_dict())
-            kept.append(copy.eval())
-    return [*kept, model.eval()], epoch, accuracy
+            kept.append(_copy(model))
+    return [*kept, _copy(model)], epoch, accuracy
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    copy = convnet()
+    copy.load_state_dict(model.state_dict())
+    return copy.eval()
 
 
 def for_folds(samples: Samples) -> nn.Module:

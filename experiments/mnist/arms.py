@@ -1,8 +1,9 @@
-"""What is added to the loss in each arm, at a weight that means the same in all of them: slopes of one size a unit."""
+"""What is added to the loss in each arm: similarity, and what it is compared with."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,12 +14,35 @@ from experiments.mnist.images import Images
 from kinsight import GradientKernel, SimilarityLoss
 from kinsight.batches import make_batch
 from kinsight.outputs import OutputFunction
+from kinsight.pairs import Augmented
 
 Added = Callable[[Tensor, Tensor], Tensor]
 """From images and their classes to what is added to the loss."""
 
-Draw = Callable[[int], Images]
-"""So many images to learn from, taken at random."""
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where arms find more images than those of the step.
+
+    Args:
+        images: whose class is known.
+        everything: all images, [n 1 28 28].
+        generator: of what is taken.
+        view: images as they are learned from: moved a little, or as they are.
+    """
+
+    images: Images
+    everything: Tensor
+    generator: torch.Generator
+    view: Callable[[Tensor], Tensor] = torch.Tensor.contiguous
+
+    def known(self, n: int) -> Images:
+        """Some images whose class is known."""
+        return self.images[torch.randint(len(self.images), (n,), generator=self.generator)]
+
+    def draw(self, n: int) -> Tensor:
+        """Some of all images."""
+        return self.everything[torch.randint(len(self.everything), (n,), generator=self.generator)]
 
 
 def network() -> nn.Sequential:
@@ -41,34 +65,34 @@ class OwnClass(OutputFunction):
         return own - (returned.sum(dim=1) - own) / (returned.shape[1] - 1)
 
 
-def nothing(model: nn.Sequential, weight: float, draw: Draw) -> Added:
+def nothing(model: nn.Sequential, weight: float, source: Source) -> Added:
     """The baseline."""
     return lambda x, y: torch.zeros(())
 
 
-def similarity(model: nn.Sequential, weight: float, draw: Draw) -> Added:
+def similarity(model: nn.Sequential, weight: float, source: Source) -> Added:
     """Images of one class are made similar in the network's eyes."""
     return SimilarityLoss(model, OwnClass(), weight=weight)
 
 
-def released(model: nn.Sequential, weight: float, draw: Draw) -> Added:
+def released(model: nn.Sequential, weight: float, source: Source) -> Added:
     """The sign of the released code: similarity itself is added to what is made small."""
     loss = SimilarityLoss(model, OwnClass(), weight=weight)
     return lambda x, y: -loss(x, y)
 
 
-def random_pairs(model: nn.Sequential, weight: float, draw: Draw) -> Added:
+def random_pairs(model: nn.Sequential, weight: float, source: Source) -> Added:
     """As many pairs as there are of one class, in groups of the same sizes, but of images taken at random."""
     loss = SimilarityLoss(model, OwnClass(), weight=weight)
 
     def added(x: Tensor, y: Tensor) -> Tensor:
-        others = draw(len(y))
-        return loss(others.x, others.y, groups=y)
+        others = source.known(len(y))
+        return loss(source.view(others.x), others.y, groups=y)
 
     return added
 
 
-def features(model: nn.Sequential, weight: float, draw: Draw) -> Added:
+def features(model: nn.Sequential, weight: float, source: Source) -> Added:
     """Images of one class are made to have features, before the last layer, of one direction."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -79,7 +103,7 @@ def features(model: nn.Sequential, weight: float, draw: Draw) -> Added:
     return loss
 
 
-def gradient_norm(model: nn.Sequential, weight: float, draw: Draw) -> Added:
+def gradient_norm(model: nn.Sequential, weight: float, source: Source) -> Added:
     """Gradients are made small: the logarithm of their mean norm, so that their unit does not matter."""
     kernel = GradientKernel(model, OwnClass())
 
@@ -90,7 +114,25 @@ def gradient_norm(model: nn.Sequential, weight: float, draw: Draw) -> Added:
     return loss
 
 
-ARMS: dict[str, Callable[[nn.Sequential, float, Draw], Added]] = {
+def augmentation_pairs(model: nn.Sequential, weight: float, source: Source) -> Added:
+    """Two views of one image, whose class need not be known, are made similar."""
+    loss = SimilarityLoss(model, "one_vs_rest", pairs=Augmented(source.view, is_batched=True), weight=weight)
+    return lambda x, y: loss(source.draw(len(y)))
+
+
+def pi_model(model: nn.Sequential, weight: float, source: Source) -> Added:
+    """Two views of one image are told the same (Laine and Aila 2017): squares of differences of probabilities."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        images = source.draw(len(y))
+        first, second = (model(source.view(images)).softmax(dim=1) for _ in range(2))
+        return weight * (first - second).square().mean()
+
+    return loss
+
+
+ARMS: dict[str, Callable[[nn.Sequential, float, Source], Added]] = {
     "baseline": nothing, "similarity": similarity, "released-sign": released, "features": features,
-    "gradient-norm": gradient_norm, "random-pairs": random_pairs,
+    "gradient-norm": gradient_norm, "random-pairs": random_pairs, "augmentation-pairs": augmentation_pairs,
+    "pi-model": pi_model,
 }  # fmt: skip

@@ -66,12 +66,10 @@ def clothes() -> Split:
     return Split(everything[order[5_000:]], everything[order[:5_000]], test)
 
 
-def few(split: Split, n: int, seed: int) -> tuple[Images, Images]:
-    """So many images with their classes, as many of each; and the rest, whose classes are not to be looked at."""
-    order = torch.randperm(len(split.train), generator=torch.Generator().manual_seed(seed))
-    places = torch.cat([order[split.train.y[order] == label][: n // 10] for label in range(10)])
-    is_rest = torch.ones(len(order), dtype=torch.bool).index_fill_(0, places, False)
-    return split.train[places], split.train[is_rest.nonzero().flatten()]
+def few(images: Images, n: int, seed: int) -> Images:
+    """So many of the images, as many of each class."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    return images[torch.cat([order[images.y[order] == label][: n // 10] for label in range(10)])]
 
 
 def moved(x: Tensor, generator: torch.Generator, *, degrees: float = 10.0, pixels: float = 2.0) -> Tensor:

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.mnist.arms import ARMS, network
+from experiments.mnist.arms import ARMS, Source, network
 from experiments.mnist.images import Images
 
 RATE, N_STEPS = 1e-3, 513
 STEPS = (10, 20, 30, 40, 60, 80, 100, 120, 149, 175, 200, 240, 280, 320, 360, 400, 440, 480, 513)
 """After which accuracy is looked at; the paper's figure ends with step 149."""
 
+NAMES = ("baseline", "similarity", "released-sign", "features", "gradient-norm", "random-pairs")
 WEIGHTS = (0.03, 0.1, 0.3, 1.0)
 SEEDS, TUNING_SEEDS = range(60), range(1_000, 1_005)
 
@@ -30,7 +31,7 @@ def curve(arm: str, weight: float, seed: int, train: Images, held: Images) -> li
     torch.manual_seed(seed)
     model = network()
     chosen, drawn = (torch.Generator().manual_seed(number) for number in (seed, 1_000_000 + seed))
-    added = ARMS[arm](model, weight, lambda n: train[torch.randint(len(train), (n,), generator=drawn)])
+    added = ARMS[arm](model, weight, Source(train, train.x, drawn))
     of_class = [(train.y == label).nonzero().flatten() for label in range(10)]
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     accuracies = []

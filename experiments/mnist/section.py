@@ -1,0 +1,130 @@
+"""What docs/experiments.md says of similarity in training."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from math import isnan
+from pathlib import Path
+
+from experiments.figures import Axes, Curve, figure
+from experiments.mnist.arms import ARMS
+from experiments.mnist.one_pair import NAMES, STEPS, area, steps_to
+from experiments.mnist.training import STUDIES
+from experiments.tables import Record, difference, half_interval, mean, provenance, table
+
+FIGURE = Path(__file__).parent.parent.parent / "docs" / "one_pair.svg"
+
+TEXT = """## Similarity in training
+
+Does it help to make images of one class similar in the network's eyes, while it is trained? The network has 317,069
+parameters; beside the loss on similarity (1 minus the mean similarity of pairs of one class) there are the sign of the
+code released with the paper, which adds the similarity itself to what is made small; the same loss on features before
+the last layer (1 minus the mean cosine); the logarithm of the mean norm of gradients; similarity of random pairs; two
+views of one image in place of two images of a class; and the Pi-model. Seeds decide the network, the images of each
+step and how they are moved: the same in every arm, so that differences are paired."""
+
+OF_ONE_PAIR = """### One pair a step
+
+The setting of the paper: in each step two images of one class, cross-entropy of both and what is added, Adam at 0.001,
+{n_steps} steps; {n_seeds} seeds an arm. 5,000 digits of MNIST to learn from, 2,500 others to test with. All arms at the
+weight with the largest area under the curve for similarity on 2,500 further images and five further seeds; and those
+with another weight that is best for themselves once more, at that. Steps to a level: the mean of the seeds that reach
+it, and how many do."""
+
+OF_STUDY = """### {name}
+
+{n} images with known classes, batches of 64 moved by up to 2 pixels and 10 degrees in every arm, {n_steps:,} steps of
+Adam whose rate falls to 0; what is added looks at 16 images of each batch, or at 16 others of all images for the last
+two. Rate and weight of each arm are those of the largest mean accuracy in runs of {n_tuning:,} steps on images to tune
+on."""
+
+SHOWN, LEVELS = (20, 40, 149, 513), (0.5, 0.7, 0.9)
+
+
+def section(records: Sequence[Record]) -> Iterator[str]:
+    """Everything that there is of it."""
+    by_setting = {record["setting"]: record for record in records if "-tuning-" not in record["setting"]}
+    if not by_setting:
+        return
+    yield TEXT
+    one_pair = {
+        arm + kind.removeprefix("one-pair").replace("-own", ", own weight"): by_setting[f"{kind}-{arm}"]
+        for kind in ("one-pair", "one-pair-own")
+        for arm in NAMES
+        if f"{kind}-{arm}" in by_setting
+    }
+    if "baseline" in one_pair:
+        yield from _one_pair(one_pair)
+    for name, study in STUDIES.items():
+        arms = {arm: by_setting[f"{name}-{arm}"] for arm in ARMS if f"{name}-{arm}" in by_setting}
+        if "baseline" in arms:
+            yield OF_STUDY.format(
+                name=name, n="All" if study.n_labels is None else f"{study.n_labels:,}", n_steps=study.n_steps,
+                n_tuning=study.n_tuning_steps,
+            )  # fmt: skip
+            yield from _converged(arms)
+
+
+def _one_pair(arms: dict[str, Record]) -> Iterator[str]:
+    curves = {arm: [seed["accuracies"] for seed in _seeds(record)] for arm, record in arms.items()}
+    areas = {arm: [area(curve) for curve in found] for arm, found in curves.items()}
+    yield OF_ONE_PAIR.format(n_steps=STEPS[-1], n_seeds=min(map(len, curves.values())))
+    rows = []
+    for arm, found in curves.items():
+        reached = [[steps_to(level, curve) for curve in found] for level in LEVELS]
+        n = min(len(areas[arm]), len(areas["baseline"]))
+        rows.append(
+            [
+                arm, "–" if arm == "baseline" else f"{_seeds(arms[arm])[0]['weight']:g}",
+                *(_percent([curve[STEPS.index(step)] for curve in found]) for step in SHOWN),
+                mean(areas[arm]), "" if arm == "baseline" else difference(areas[arm][:n], areas["baseline"][:n]),
+                *(_reached(steps) for steps in reached),
+            ]
+        )  # fmt: skip
+    heading = ["arm", "weight", *(f"step {step}" for step in SHOWN), "area", "more area than the baseline"]
+    yield table([*heading, *(f"steps to {level:.0%}" for level in LEVELS)], rows)
+    FIGURE.write_text(_figure(curves), encoding="utf-8")
+    yield f"![Accuracy over steps, one curve an arm]({FIGURE.name})"
+    yield "\n".join(f"- {arm}: {provenance(record)}" for arm, record in arms.items())
+
+
+def _figure(curves: dict[str, list[list[float]]]) -> str:
+    shown = {
+        arm: Curve(
+            [statistics.fmean(at) for at in zip(*found, strict=True)],
+            [half_interval(at) for at in zip(*found, strict=True)],
+        )
+        for arm, found in curves.items()
+        if len(found) > 1
+    }
+    n = min(map(len, curves.values()))
+    note = f"Means of {n} seeds; bands are their 95 % intervals."
+    return figure("One pair a step: accuracy on 2,500 digits", note, STEPS, shown, Axes(STEPS[-1], 0.0, 1.0))
+
+
+def _converged(arms: dict[str, Record]) -> Iterator[str]:
+    last = {arm: [seed["accuracies"][-1] for seed in _seeds(record)] for arm, record in arms.items()}
+    rows = []
+    for arm, found in last.items():
+        first, n = _seeds(arms[arm])[0], min(len(found), len(last["baseline"]))
+        better = "" if arm == "baseline" else difference(found[:n], last["baseline"][:n])
+        rows.append([arm, f"{first['rate']:g}", f"{first['weight']:g}", _percent(found), better])
+    yield table(["arm", "rate", "weight", "accuracy", "more than the baseline"], rows)
+    yield "\n".join(f"- {arm}: {provenance(record)}" for arm, record in arms.items())
+
+
+def _seeds(record: Record) -> list[Record]:
+    return list(record["seeds"].values())
+
+
+def _percent(values: Sequence[float]) -> str:
+    """A mean of shares, with half of its interval, in percent."""
+    half = f" ± {100 * half_interval(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{half} %"
+
+
+def _reached(steps: Sequence[float]) -> str:
+    """Steps to a level, and how many seeds reach it."""
+    found = [each for each in steps if not isnan(each)]
+    return f"{statistics.fmean(found):.0f} ({len(found)} of {len(steps)})" if found else f"(0 of {len(steps)})"
