@@ -16,15 +16,12 @@ from torch import Tensor
 
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel
-from kinsight.kernel_products import KernelProducts, Weighting, kernel_products
+from kinsight.kernel_products import LEAST_SHARE, KernelProducts, Weighting, kernel_products
 from kinsight.neighbors import self_positions
 from kinsight.outputs import OutputFunction
 from kinsight.samples import Id, Samples
 from kinsight.unit_gradients import warn_undefined
 from kinsight.votes import Task, known_targets, task_of
-
-LEAST_SHARE = 1e-3
-"""Below this |s_i| / (|g_i| sum_j |g_j|), nothing is divided by s_i."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kinsight.kernel_products import LEAST_SHARE
 from kinsight.knn import sketches_of
 from kinsight.samples import Id
 from kinsight.store import Store
 
 MAX_MOMENTS = 2**24
 """Numbers of the matrix of second moments that are held at once."""
-
-LEAST_SHARE = 1e-3
-"""Below this |sum_j k_ij| / (|g_i| sum_j |g_j|), nothing is divided by that sum."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,9 @@ from kinsight.kernel import GradientKernel
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Samples
 
+LEAST_SHARE = 1e-3
+"""Below this share of |g_i| sum_j |g_j|, nothing is divided by a sum s_i of the kernel: what is left is rounding."""
+
 Weighting: TypeAlias = Literal["whitened", "flat", "kernel", "blocks"]
 """Which matrix: whitened or flat similarities; the kernel, summed up over outputs; or K, of all pairs of outputs."""
 

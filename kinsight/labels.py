@@ -32,7 +32,7 @@ DIM = 4096
 N_MEASURED = 64
 """Samples whose sketches are compared with their similarities."""
 
-LEAST_SHARE = 1e-3
+LEAST_VOTES = 1e-3
 """Of votes: a label with fewer counts as having so many."""
 
 
@@ -246,7 +246,7 @@ def _judged(verdicts: Tensor, ballots: Ballots, method: Method) -> tuple[Tensor,
     """Score of every sample, and how sure its suggested label is."""
     if ballots.classes is None:
         return ballots.distances(verdicts), ballots.distances(verdicts)
-    evidence = verdicts if method == "leave_one_out" else verdicts.clamp(min=LEAST_SHARE).log()
+    evidence = verdicts if method == "leave_one_out" else verdicts.clamp(min=LEAST_VOTES).log()
     probabilities = calibrated(evidence, ballots.values).values
     return 1 - probabilities.gather(1, ballots.values[:, None])[:, 0], probabilities.max(dim=1).values
 

@@ -13,13 +13,10 @@ from torch import Tensor
 from kinsight.batches import Batch, map_leaves
 from kinsight.errors import InputError, KinsightError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel
-from kinsight.kernel_products import kernel_products
+from kinsight.kernel_products import LEAST_SHARE, kernel_products
 from kinsight.samples import Samples
 from kinsight.smoother import Smoother, estimated_smoother, random_signs
 from kinsight.votes import known_targets
-
-LEAST_SHARE = 1e-3
-"""Sums of the kernel that are less than so much of what they would be, were all gradients parallel, divide nothing."""
 
 N_STEPS = 200
 """Products with the kernel at most, where matrices are not formed."""

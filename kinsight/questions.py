@@ -265,6 +265,7 @@ class Questions(Contents):
             assert said is not None
             pairs = functools.partial(cosines, self.store)
             around = Around.by_votes(pairs, labels, said, power, progress=progress)
+            warn_undefined([self.ids[row] for row in (self.norms == 0).nonzero().flatten().tolist()])
         names = self.about["class_names"]
         return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
 

@@ -297,3 +297,34 @@ def test_fit_of_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     status, _, err = run(capsys, "fit", "shop:classes", "npz:classes.npz", "--index", "ours", *QUIET)
     assert status == 2
     assert "leave MODEL and DATA out" in err
+
+
+@pytest.mark.parametrize(
+    ("out", "reason"),
+    [("there.csv", "is there already"), ("rows.json", "end in .parquet or .csv"), ("no/rows.csv", "there is no folder")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, capsys: pytest.CaptureFixture[str], out: str, reason: str
+) -> None:
+    (folder / "there.csv").write_text("mine")
+    for verb in (("density",), ("fit",), ("labels",), ("denoise",), ("uncertainty",)):
+        status, _, err = run(capsys, *verb, "no:model", "npz:nowhere.npz", *QUIET, "--out", out)
+        assert status
+        assert reason in err
+    assert (folder / "there.csv").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("--power", "2"), "--power is of the power count"),
+        (("--kind", "hard", "--power", "2"), "--power is of the power count"),
+        (("--kind", "power", "--threshold", "0.5"), "--threshold is of the hard count"),
+    ],
+)
+def test_options_of_another_count_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, ...], reason: str
+) -> None:
+    status, _, err = run(capsys, "density", "shop:build", "npz:data.npz", *QUIET, *given)
+    assert status
+    assert reason in err

@@ -11,7 +11,7 @@ import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
 from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
-from kinsight.cli.printing import print_rows
+from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def print_comparison(
     )  # fmt: skip
     if figure is not None:
         write_trajectory(figure, found)
-    print_rows(
-        found.rows() if by_sample else found.pairs(), as_json=options.as_json, is_quiet=options.quiet, out=out,
+    print_answer(
+        found.rows() if by_sample else found.pairs(), options, out,
         summary=found.summary(), normalization=chosen.value, k=k, n_anchors=found.n_anchors, n_others=found.n_others,
         mean_volatility=found.mean_volatility, mean_volatility_interval=found.mean_volatility_interval,
         trusted_from=found.trusted_from, rule=found.rule,

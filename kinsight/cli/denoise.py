@@ -12,7 +12,7 @@ import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
 from kinsight.cli.options import Data, Model, Options, OutFile, Queries
-from kinsight.cli.printing import print_rows
+from kinsight.cli.printing import print_answer
 
 
 class How(StrEnum):
@@ -58,8 +58,8 @@ def print_denoising(
         if not check.is_met and not options.as_json:
             told = f"{check.name} is {check.value:.3g} (limit {check.limit:g}): {check.meaning}"
             print(f"warning: {told}", file=sys.stderr)
-    print_rows(
-        found.rows(), as_json=options.as_json, is_quiet=options.quiet, out=out, summary=found.summary(),
+    print_answer(
+        found.rows(), options, out, summary=found.summary(),
         noise=found.noise, noise_error=found.noise_error, degrees_of_freedom=found.degrees_of_freedom,
         is_credible=found.is_credible, method=found.method, checks=checks,
     )  # fmt: skip

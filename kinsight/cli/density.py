@@ -19,7 +19,7 @@ from kinsight.cli.options import (
     OutFile,
     Similarity,
 )
-from kinsight.cli.printing import print_rows
+from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def print_density(
     threshold: Annotated[
         list[float] | None, typer.Option(help="Of the hard count, 0.5 if left out; may be repeated.")
     ] = None,
-    power: Annotated[float, typer.Option(help="Of the power count.")] = 8.0,
+    power: Annotated[float | None, typer.Option(help="Of the power count; 8 if left out.")] = None,
     no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
     normalization: OptionalNormalization = None,
     index: AskedIndex = None,
@@ -53,9 +53,12 @@ def print_density(
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""
     how: dict[str, Any] = {"include_self": not no_self}
-    if kind is Kind.hard and threshold:
+    for name, value, its_kind in (("--threshold", threshold, Kind.hard), ("--power", power, Kind.power)):
+        if value not in (None, []) and kind is not its_kind:
+            raise InputError(f"{name} is of the {its_kind.value} count: pass --kind {its_kind.value}, or leave it out.")
+    if threshold:
         how["thresholds"] = threshold if len(threshold) > 1 else threshold[0]
-    if kind is Kind.power:
+    if power is not None:
         how["power"] = power
     if index is not None:
         if kind is not Kind.soft:
@@ -120,4 +123,4 @@ def _print(counts: Counts, kind: Kind, thresholds: list[float] | None, options: 
     facts: dict[str, Any] = {"kind": kind.value, "normalization": counts.normalization, "n_data": counts.n_data}
     if kind is Kind.hard and thresholds:
         facts["thresholds"] = thresholds
-    print_rows(rows, as_json=options.as_json, is_quiet=options.quiet, out=out, summary=counts.summary(), **facts)
+    print_answer(rows, options, out, summary=counts.summary(), **facts)

@@ -16,7 +16,7 @@ from kinsight.cli.options import (
     OutFile,
     Similarity,
 )
-from kinsight.cli.printing import print_rows
+from kinsight.cli.printing import print_answer
 
 
 def print_fit(
@@ -51,12 +51,4 @@ def print_fit(
         rows = [rows[place] for place in found.of(regime).tolist()]
     shares = {name: found.regimes.count(name) for name in MEANINGS}
     facts = {"normalization": chosen, "power": power, "regimes": shares, "meanings": MEANINGS}
-    print_rows(
-        rows,
-        as_json=options.as_json,
-        is_quiet=options.quiet,
-        out=out,
-        columns=columns,
-        summary=found.summary(),
-        **facts,
-    )
+    print_answer(rows, options, out, columns=columns, summary=found.summary(), **facts)

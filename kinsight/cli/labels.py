@@ -20,7 +20,7 @@ from kinsight.cli.options import (
     OutFile,
     Similarity,
 )
-from kinsight.cli.printing import print_rows
+from kinsight.cli.printing import print_answer
 
 if TYPE_CHECKING:
     from kinsight.conflicts import LabelConflicts
@@ -147,15 +147,7 @@ def _print_suspects(
     facts |= {"task": found.task, "n_suspects": found.n_contradicted, "n_data": len(found.all_scores)}
     columns = list(_with_names(dict.fromkeys(found.columns, 0), class_names))
     rows = (_with_names(row, class_names) for row in found.rows())
-    print_rows(
-        rows,
-        as_json=options.as_json,
-        is_quiet=options.quiet,
-        out=out,
-        columns=columns,
-        summary=found.summary(),
-        **facts,
-    )
+    print_answer(rows, options, out, columns=columns, summary=found.summary(), **facts)
     return found.n_contradicted
 
 
@@ -174,16 +166,7 @@ def _check_of_conflicts(is_given: dict[str, bool]) -> None:
 def _print_conflicts(found: LabelConflicts, options: Options, out: Path | None) -> int:
     """Print the pairs; how many there are, shown or not."""
     facts = {"least": found.least, "n_conflicts": found.n_conflicts, "n_duplicates": found.n_duplicates}
-    print_rows(
-        found.rows(),
-        as_json=options.as_json,
-        is_quiet=options.quiet,
-        out=out,
-        columns=found.columns,
-        summary=found.summary(),
-        error=found.error,
-        **facts,
-    )
+    print_answer(found.rows(), options, out, columns=found.columns, summary=found.summary(), error=found.error, **facts)
     return found.n_conflicts
 
 

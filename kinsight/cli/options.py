@@ -15,6 +15,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from kinsight.errors import InputError
+
 
 class Similarity(StrEnum):
     """Which similarity."""
@@ -28,6 +30,19 @@ class Precision(StrEnum):
 
     float32 = "float32"
     float64 = "float64"
+
+
+def new_table(out: Path | None) -> Path | None:
+    """The file, or an error before anything is computed: it is there, has no folder, or is of another kind."""
+    if out is None:
+        return None
+    if out.suffix not in (".parquet", ".csv"):
+        raise InputError(f"--out {out}: rows are written to files that end in .parquet or .csv.")
+    if out.exists():
+        raise InputError(f"--out {out} is there already: take it away, or pass another name.")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}. Make it, or pass another name.")
+    return out
 
 
 def n_bytes(text: str) -> int:
@@ -73,7 +88,10 @@ AskedIndex = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of an index.")]
 OutFile = Annotated[
-    Path | None, typer.Option("--out", help="Write the rows to this .parquet or .csv file, which must not be there.")
+    Path | None,
+    typer.Option(
+        "--out", callback=new_table, help="Write the rows to this .parquet or .csv file, which must not be there."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 

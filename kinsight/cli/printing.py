@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kinsight.cli.options import Options
 from kinsight.errors import KinsightError
 
 TABLE_ENDS = 20
@@ -77,6 +78,21 @@ def print_rows(
         sys.stdout.flush()
     except BrokenPipeError:  # who reads has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_answer(
+    rows: Iterable[Mapping[str, Any]],
+    options: Options,
+    out: Path | None,
+    *,
+    columns: Sequence[str] = (),
+    summary: str = "",
+    **facts: Any,
+) -> None:
+    """What a verb has found, as its options want it; see `print_rows`."""
+    print_rows(
+        rows, as_json=options.as_json, is_quiet=options.quiet, out=out, columns=columns, summary=summary, **facts
+    )  # fmt: skip
 
 
 def print_facts(facts: Mapping[str, Any], *, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
 from kinsight.cli.options import Data, Model, Options, OutFile
-from kinsight.cli.printing import print_rows
+from kinsight.cli.printing import print_answer
 
 
 def print_uncertainty(
@@ -28,7 +28,7 @@ def print_uncertainty(
     found = uncertainty(kernel, samples, around, progress=not options.quiet)
     records = list(found.rows())
     order = found.sums.nan_to_num(nan=float("inf")).argsort(stable=True).tolist()  # undefined ones last
-    print_rows(
-        [records[place] for place in order], as_json=options.as_json, is_quiet=options.quiet, out=out,
+    print_answer(
+        [records[place] for place in order], options, out,
         summary=found.summary(), n_data=found.n_data,
     )  # fmt: skip
