@@ -157,20 +157,15 @@ def enforce(
     found = Enforced([None] * len(trained))
     if not _has_pairs(pairing, cost):
         return found
-    order = torch.arange(len(batch))
-    if by_groups:  # samples of one group lie together
-        assert pairing.groups is not None
-        order = pairing.groups.argsort(stable=True)
-        batch, pairing = batch[order.tolist()], Pairing(len(order), pairing.groups[order])
-    parts = Parts(kernel, batch, normalization, trained, is_multiplied=not by_groups)
-    totals = _totals(parts, pairing) if by_groups else {}
+    if by_groups:
+        _from_groups(found, kernel, batch, pairing, normalization, trained)
+        return found
+    parts = Parts(kernel, batch, normalization, trained, is_multiplied=True)
     is_defined = torch.cat([parts.fixed(number).is_defined for number in range(len(parts.places))])
-    found.undefined = sorted(order[~is_defined].tolist())
+    found.undefined = (~is_defined).nonzero().flatten().tolist()
     pairing = pairing.without(~is_defined)
     found.n_alike = pairing.n_alike
-    if by_groups and found.n_alike:
-        _from_groups(found, parts, pairing, totals, trained)
-    elif not by_groups and _has_pairs(pairing, cost):
+    if _has_pairs(pairing, cost):
         _from_pairs(found, parts, pairing, cost, trained)
     return found
 
@@ -181,10 +176,7 @@ def _has_pairs(pairing: Pairing, cost: Cost) -> bool:
 
 def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, trained: list[nn.Parameter]) -> None:
     """By Gram blocks, of each part with every part."""
-    alike = pairing.alike_weights / max(1, found.n_alike)
-    apart = pairing.apart_weights if cost.dissimilar_weight else torch.zeros_like(alike)
-    found.n_apart = round(float(apart.sum()))
-    apart = apart / max(1, found.n_apart)
+    found.n_apart = pairing.n_apart if cost.dissimilar_weight else 0
     similarity, excess = 0.0, 0.0
     for number, place in enumerate(parts.places):
         rows = parts.fixed(number)
@@ -194,7 +186,8 @@ def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, tra
             columns = parts.fixed(other).detached()
             block = rows.similarities(columns)
             values = block.detach()
-            w, v = alike[place, where].to(values), apart[place, where].to(values)
+            w = pairing.alike_weights(place, where).to(values) / max(1, found.n_alike)
+            v = pairing.apart_weights(place, where).to(values) / found.n_apart if found.n_apart else 0 * w
             similarity += float((w * values).sum())
             excess += float((v * (values - cost.margin).clamp(min=0)).sum())
             if back is not None:
@@ -226,6 +219,9 @@ class OfPairs(Term):
             weights = weights + 2 * of_own[:, 0, 0].to(weights).diag()
             of_own = None
         self.others, self.weights, self.of_own = columns.gradients.by_parameter, weights, of_own
+
+    def concerns(self, name: str) -> bool:
+        return name in self.others  # the columns may have taken other ways through the model
 
     def slopes(self, name: str, gradients: Product, which: slice) -> Tensor | None:
         others = self.others[name]
@@ -306,10 +302,64 @@ def _of_lengths(gradients: Gradients, slopes: Tensor) -> Tensor:
     return (own * slopes.to(own)).sum()
 
 
-def _from_groups(found: Enforced, parts: Parts, pairing: Pairing, totals: Totals, trained: list[nn.Parameter]) -> None:
+def _from_groups(
+    found: Enforced,
+    kernel: GradientKernel,
+    batch: Batch,
+    pairing: Pairing,
+    normalization: Normalization,
+    trained: list[nn.Parameter],
+) -> None:
     """By sums S of groups: over the pairs of one, sum k = (|S|^2 - n) / 2, and |S|^2 = sum_n u_n . S."""
-    squares = 0.0
     assert pairing.groups is not None
+    order = pairing.groups.argsort(stable=True)  # samples of one group lie together
+    total = 0.0
+    for bundle in _bundles(kernel, batch, pairing.groups[order]):
+        places = order[bundle]
+        some = Pairing(len(places), pairing.groups[places])
+        parts = Parts(kernel, batch[places.tolist()], normalization, trained, is_multiplied=False)
+        totals = _totals(parts, some)
+        is_defined = torch.cat([parts.fixed(number).is_defined for number in range(len(parts.places))])
+        found.undefined += places[~is_defined].tolist()
+        some = some.without(~is_defined)
+        found.n_alike += some.n_alike
+        total += _of_bundle(found, parts, some, totals)
+    found.undefined.sort()
+    if found.n_alike:
+        found.similarity = total / found.n_alike
+        found.gradients = [None if each is None else each / found.n_alike for each in found.gradients]
+
+
+def has_room_for(kernel: GradientKernel, batch: Batch, n_groups: int) -> bool:
+    """Whether the sums of so many groups fit in memory at once."""
+    return n_groups <= _most_sums(kernel, batch)
+
+
+def _most_sums(kernel: GradientKernel, batch: Batch) -> int:
+    """Sums over groups that there is room for; the number of outputs is looked up where no batch has been seen."""
+    size = sum(each.numel() * each.element_size() for each in kernel.parameters.values())
+    c = kernel.n_outputs or kernel.outputs(batch[: min(2, len(batch))]).shape[1]
+    return max(1, kernel.max_bytes // (size * c))
+
+
+def _bundles(kernel: GradientKernel, batch: Batch, groups: Tensor) -> Iterator[slice]:
+    """Samples of as many groups, which lie together, as there is room for the sums of."""
+    most = _most_sums(kernel, batch)
+    start = stop = n_sums = 0
+    for group, _, end in _runs(groups):
+        is_summed = group >= 0 and end - stop > 1
+        if is_summed and n_sums == most:
+            yield slice(start, stop)
+            start, n_sums = stop, 0
+        stop, n_sums = end, n_sums + is_summed
+    if stop > start:
+        yield slice(start, stop)
+
+
+def _of_bundle(found: Enforced, parts: Parts, pairing: Pairing, totals: Totals) -> float:
+    """Sum of the similarities of all pairs; minus its gradient is added to what was found."""
+    assert pairing.groups is not None
+    squares, n = 0.0, 0
     for number, place in enumerate(parts.places):
         runs = [run for run in _runs(pairing.groups[place]) if run[0] in totals]
         if not runs:
@@ -317,11 +367,12 @@ def _from_groups(found: Enforced, parts: Parts, pairing: Pairing, totals: Totals
         rows = parts.fixed(number)
         along = torch.cat([rows.rows(start, stop).along(totals[group]) for group, start, stop in runs])
         squares += float(along.detach().sum())
+        n += len(along)
         if (back := parts.back(number)) is not None:
-            (of_own,) = torch.autograd.grad(-along.sum() / found.n_alike, rows.own)
-            back.add(OfGroups(rows, totals, runs, -1 / found.n_alike, of_own))
-            found.add(back.over(trained))
-    found.similarity = (squares - int((pairing.groups >= 0).sum())) / (2 * found.n_alike)
+            (of_own,) = torch.autograd.grad(-along.sum(), rows.own)
+            back.add(OfGroups(rows, totals, runs, -1.0, of_own))
+            found.add(back.over(parts.trained))
+    return (squares - n) / 2
 
 
 def _totals(parts: Parts, pairing: Pairing) -> Totals:
@@ -331,7 +382,7 @@ def _totals(parts: Parts, pairing: Pairing) -> Totals:
     for number, place in enumerate(parts.places):
         fixed = parts.fixed(number).detached()
         for group, start, stop in _runs(pairing.groups[place]):
-            if group >= 0:
+            if group >= 0 and int((pairing.groups == group).sum()) > 1:
                 known = totals.setdefault(group, {})
                 for name, value in fixed.rows(start, stop).total().items():
                     known[name] = value if name not in known else known[name] + value

@@ -10,26 +10,28 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kinsight.batches import Batch, as_batch, make_batch
-from kinsight.enforcing import Cost, Enforced, enforce
+from kinsight.batches import Batch, as_batch, leaves, make_batch
+from kinsight.enforcing import Cost, Enforced, enforce, has_room_for
 from kinsight.errors import InputError, SampleTypeError, SlowAttentionWarning, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.outputs import OutputFunction
-from kinsight.pairs import Augmented, Pairing, PairSource, paired, pairing_of
+from kinsight.pairs import Augmented, Pairing, PairSource, grouped, listed, paired, positions
 from kinsight.second_order import Attention, as_used, twice_differentiable, unwrapped
 from kinsight.unit_gradients import warn_undefined
 
 Route = Literal["auto", "pairs", "groups"]
 """How it is computed: all pairs by one-sided Gram blocks, or sums of groups."""
 
-FEW_GROUPS = 4
-"""Samples a group, on average, from which sums over groups are taken."""
+FEW_GROUPS, FEW_SAMPLES = 4, 128
+"""Samples a group, on average, from which sums over groups are taken; samples up to which pairs are as fast."""
 
 GRAPH_SHARE = 4
 """A graph that is differentiated again holds so many times as much as gradients that are not."""
@@ -64,16 +66,18 @@ class SimilarityLoss:
     uses its running statistics and dropout is off; these are not touched), in the precision of its parameters, outside
     of autocast, with attention by matrix products. Its gradient is computed when it is called, part by part within
     `max_bytes`, and given to the parameters by backward(): any number of samples, gradient accumulation, gradient
-    scaling and other losses beside it work as always. With DistributedDataParallel, each rank makes pairs of its own
-    samples. A compiled model is run as it was before it was compiled.
+    scaling and other losses beside it work as always. A compiled model is run as it was before it was compiled. Hooks
+    on parameters see its gradient when backward() hands it on, and not before. With DistributedDataParallel, each rank
+    makes pairs of its own samples, and gradients are averaged in ONE backward pass of the sum with a loss of what the
+    wrapped model returned; passed back alone, they are each rank's own.
 
     It is no `torch.nn.Module`: it does not own the model, and may be an attribute of it.
 
     Args:
         model: the network that is being trained, wrapped or not.
         output: what is differentiated, as in `GradientKernel`.
-        pairs: 'class': samples of the same target; `Augmented(transform)`: views of one input; a callable from a batch
-            to groups [n] or pairs [k 2].
+        pairs: 'class': samples of the same target, but for negative ones, which are no class; `Augmented(transform)`:
+            views of one input; a callable from a batch to groups [n] or pairs [k 2].
         weight: of the loss; or from the step to it, such as `ramp(0.1, 1000)`.
         dissimilar_weight: of pairs that are apart, relative to those that are alike; 0 does not look at them.
         margin: similarity up to which pairs that are apart cost nothing.
@@ -132,24 +136,30 @@ class SimilarityLoss:
             raise SampleTypeError(
                 f"pairs is a {type(pairs).__name__}: use 'class', Augmented(transform) or a callable."
             )
+        if not callable(weight):
+            _check_finite("weight", weight, least=0.0)
         _check_finite("dissimilar_weight", dissimilar_weight, least=0.0)
-        _check_finite("margin", margin, least=-1.0)
+        if _check_finite("margin", margin, least=-1.0) >= 1:
+            raise InputError(f"margin is {margin}: no similarity is above 1, so that no pair would cost anything.")
+        if max_bytes < 1:
+            raise InputError(f"max_bytes is {max_bytes}: at least one sample, and its gradients, have to fit.")
         if route == "groups" and dissimilar_weight:
             raise InputError(
                 "route='groups' never looks at single pairs, and those that are apart cost something each."
             )
-        self.kernel = GradientKernel(
-            unwrapped(model), output, parameters=parameters, batch_size=batch_size, max_outputs=max_outputs,
-            max_bytes=max(1, max_bytes // GRAPH_SHARE),
+        if isinstance(parameters, Iterable) and not isinstance(parameters, str):
+            parameters = list(parameters)  # a generator is empty the second time
+        self._make_kernel = partial(
+            GradientKernel, unwrapped(model), output, parameters=parameters,
+            batch_size=batch_size, max_outputs=max_outputs, max_bytes=max(1, max_bytes // GRAPH_SHARE),
         )  # fmt: skip
-        _refuse_half(self.kernel)
+        self._renew_kernel()
         self.pairs, self.weight = pairs, weight
         self.dissimilar_weight, self.margin = dissimilar_weight, margin
         self.normalization: Normalization = normalization
         self.route: Route = route
         self.step = 0
         self.last: PairSimilarity | None = None
-        self._is_known = False
         self._has_warned = False
 
     def __call__(
@@ -165,12 +175,18 @@ class SimilarityLoss:
             dissimilar: pairs of positions that are apart, [l 2]; those of different groups where left out.
 
         Raises:
-            TargetError, ShapeError, InputError: targets, groups or pairs make no sense for this batch.
+            TargetError, ShapeError, InputError: targets, groups or pairs make no sense for this batch, or inputs
+                require a gradient, which they would not get.
             NonFiniteError: nan or inf in outputs or gradients, with the samples' positions.
             SecondDerivativeError: a part of the model cannot be differentiated twice.
         """
-        batch = as_batch(inputs) if targets is None or isinstance(inputs, Batch) else make_batch(inputs, targets)
+        if isinstance(inputs, Batch) and targets is not None:
+            raise InputError("A Batch has targets of its own: pass it alone, or inputs and targets.")
+        batch = as_batch(inputs) if targets is None else make_batch(inputs, targets)
+        _refuse_followed(batch)
         batch, pairing = self._paired(batch, groups, pairs, dissimilar)
+        if self._model_as_known != _state(self.kernel.model):
+            self._renew_kernel()
         model, weight = self.kernel.model, self._weight_now()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         moved = trained if torch.is_grad_enabled() and weight else []
@@ -178,7 +194,7 @@ class SimilarityLoss:
             self._look_for_attention(batch)
             found = enforce(
                 self.kernel, batch.to(self.kernel.device), pairing, Cost(self.dissimilar_weight, self.margin),
-                self.normalization, moved, by_groups=self._is_by_groups(pairing),
+                self.normalization, moved, by_groups=self._is_by_groups(batch, pairing),
             )  # fmt: skip
         self._warn(batch, found)
         self.last = PairSimilarity(
@@ -190,25 +206,37 @@ class SimilarityLoss:
         if not torch.is_grad_enabled() or not trained:
             return value
         self.step += 1
-        gradients = [None if each is None else weight * each for each in found.gradients] or [None] * len(trained)
-        ready: Tensor = _Ready.apply(value, gradients, *trained)  # type: ignore[no-untyped-call]
+        slopes = {p: weight * each for p, each in zip(trained, found.gradients, strict=False) if each is not None}
+        anchor = torch.zeros((), requires_grad=True)  # where nothing moves, there is a gradient to ask for all the same
+        ready: Tensor = _Ready.apply(value, anchor, *slopes.values(), *slopes)  # type: ignore[no-untyped-call]
         return ready
 
     def _paired(self, batch: Batch, groups: Any, pairs: Any, dissimilar: Any) -> tuple[Batch, Pairing]:
         if groups is not None and pairs is not None:
             raise InputError("Pass groups= or pairs=, not both: either says what is alike.")
-        given = groups if pairs is None else pairs
-        if given is None and dissimilar is None:
-            return paired(self.pairs, batch)
-        if given is not None:
-            return batch, pairing_of(given, len(batch), dissimilar)
-        batch, pairing = paired(self.pairs, batch)
-        listed = pairing_of(torch.zeros(0, 2, dtype=torch.long), len(batch), dissimilar)
-        return batch, Pairing(pairing.n, pairing.groups, pairing.alike, listed.apart)
+        if isinstance(self.pairs, Augmented) and not (groups is pairs is dissimilar is None):
+            raise InputError("This loss makes views of each input, which are its pairs: pass inputs alone.")
+        if dissimilar is not None and not self.dissimilar_weight:
+            raise InputError("dissimilar= is looked at where the loss was made with a dissimilar_weight above 0.")
+        if groups is not None:
+            pairing = grouped(groups, len(batch))
+        elif pairs is not None:
+            pairing = listed(pairs, len(batch))
+        else:
+            batch, pairing = paired(self.pairs, batch)
+        if dissimilar is not None:
+            pairing = replace(pairing, apart=positions(dissimilar, len(batch), "dissimilar pairs"))
+        return batch, pairing
+
+    def _renew_kernel(self) -> None:
+        """A kernel of the model as it is: layers may have been replaced, frozen or thawed."""
+        self.kernel = self._make_kernel()
+        _refuse_half(self.kernel)
+        self._model_as_known = _state(self.kernel.model)
+        self._is_known = False
 
     def _weight_now(self) -> float:
-        weight = self.weight(self.step) if callable(self.weight) else self.weight
-        return _check_finite("weight", float(weight), least=0.0)
+        return _check_finite("weight", self.weight(self.step) if callable(self.weight) else self.weight, least=0.0)
 
     def _look_for_attention(self, batch: Batch) -> None:
         """Say once that attention is slower here."""
@@ -232,7 +260,7 @@ class SimilarityLoss:
             self._has_warned = True
             warn_undefined([batch.ids[place] for place in found.undefined])
 
-    def _is_by_groups(self, pairing: Pairing) -> bool:
+    def _is_by_groups(self, batch: Batch, pairing: Pairing) -> bool:
         """Whether sums over groups are taken."""
         if self.route != "auto":
             if self.route == "groups" and not pairing.is_grouped:
@@ -243,28 +271,27 @@ class SimilarityLoss:
         assert pairing.groups is not None
         sizes = torch.bincount(pairing.groups[pairing.groups >= 0])
         n_groups, n = int((sizes > 0).sum()), int(sizes.sum())
-        size = 8 * n_groups * sum(parameter.numel() for parameter in self.kernel.parameters.values())
-        return n >= FEW_GROUPS * n_groups and size * (self.kernel.n_outputs or 1) <= self.kernel.max_bytes
+        return n > FEW_SAMPLES and n >= FEW_GROUPS * n_groups and has_room_for(self.kernel, batch, n_groups)
 
 
 class _Ready(torch.autograd.Function):
     """A number whose gradient is known already."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *parameters: Tensor) -> Tensor:
-        ctx.gradients = [
-            torch.zeros_like(parameter) if each is None else each
-            for each, parameter in zip(gradients, parameters, strict=True)
-        ]
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, *slopes_and_parameters: Tensor) -> Tensor:
+        """Slopes over the parameters that move it, then these."""
+        ctx.save_for_backward(*slopes_and_parameters[: len(slopes_and_parameters) // 2])
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(cotangent.to(each.device) * each for each in ctx.gradients))
+        slopes = ctx.saved_tensors
+        return (None, None, *(None,) * len(slopes), *(cotangent.to(each.device) * each for each in slopes))
 
 
-def ramp(weight: float, n_steps: int, *, start: float = 0.0) -> Callable[[int], float]:
+@dataclass(frozen=True)
+class ramp:  # noqa: N801 (read as a function: weight=ramp(0.1, 1000))
     """A weight that grows evenly from `start` to `weight` in so many steps, and stays.
 
     Example:
@@ -272,9 +299,18 @@ def ramp(weight: float, n_steps: int, *, start: float = 0.0) -> Callable[[int], 
         >>> weight(0), weight(5), weight(100)
         (0.0, 0.25, 0.5)
     """
-    if n_steps < 1:
-        raise InputError(f"n_steps is {n_steps}: it takes at least one.")
-    return lambda step: start + (weight - start) * min(1.0, step / n_steps)
+
+    weight: float
+    n_steps: int
+    start: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.n_steps < 1:
+            raise InputError(f"n_steps is {self.n_steps}: it takes at least one.")
+
+    def __call__(self, step: int) -> float:
+        """The weight of a step, counted from 0."""
+        return self.start + (self.weight - self.start) * min(1.0, step / self.n_steps)
 
 
 def _cost(found: Enforced, dissimilar_weight: float) -> float:
@@ -293,7 +329,23 @@ def _refuse_half(kernel: GradientKernel) -> None:
         )
 
 
+def _refuse_followed(batch: Batch) -> None:
+    for name, leaf in leaves(batch.inputs):
+        if torch.is_grad_enabled() and isinstance(leaf, Tensor) and leaf.requires_grad:
+            raise InputError(
+                f"{name} requires a gradient, and the loss gives one to the parameters of its own model alone. Detach "
+                "it where that is meant; else pass the whole model, with what comes before, and its inputs."
+            )
+
+
+def _state(model: nn.Module) -> tuple[tuple[object, ...], ...]:
+    """What a kernel was made for: which parameters there are, of what kind, and which of them are trained."""
+    return tuple((name, id(each), each.requires_grad, each.dtype) for name, each in model.named_parameters())
+
+
 def _check_finite(name: str, value: float, *, least: float) -> float:
+    if not isinstance(value, Real):
+        raise InputError(f"{name} is {value!r}: it is a number.")
     if not math.isfinite(value) or value < least:
         raise InputError(f"{name} is {value}: it is a finite number of at least {least:g}.")
-    return value
+    return float(value)

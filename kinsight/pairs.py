@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight.batches import Batch, as_batch
+from kinsight.batches import Batch, as_batch, map_leaves
 from kinsight.errors import InputError, SampleTypeError, ShapeError, TargetError
 
 
@@ -43,23 +43,22 @@ class Pairing:
         )
         return replace(self, groups=groups, alike=alike, apart=apart)
 
-    @property
-    def alike_weights(self) -> Tensor:
-        """Half of how often each pair counts, in both directions: the sum is the number of pairs. [n n], float64."""
+    def alike_weights(self, rows: slice, columns: slice) -> Tensor:
+        """Half of how often each pair counts, in both directions, for some samples with some. [r c], float64."""
         if self.alike is not None:
-            return self._counted(self.alike)
+            return _counted(self.alike, rows, columns)
         assert self.groups is not None
-        return self._half(self._same)
+        return self._halves(self._is_same(rows, columns), rows, columns)
 
-    @property
-    def apart_weights(self) -> Tensor:
-        """The same of pairs that are apart. [n n], float64."""
+    def apart_weights(self, rows: slice, columns: slice) -> Tensor:
+        """The same of pairs that are apart. [r c], float64."""
         if self.apart is not None:
-            return self._counted(self.apart)
+            return _counted(self.apart, rows, columns)
         if self.groups is None:
-            return torch.zeros(self.n, self.n, dtype=torch.float64)
+            return torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.float64)
         is_in_one = self.groups >= 0
-        return self._half(~self._same & is_in_one[:, None] & is_in_one)
+        is_apart = is_in_one[rows, None] & is_in_one[columns] & ~self._is_same(rows, columns)
+        return self._halves(is_apart, rows, columns)
 
     @property
     def n_alike(self) -> int:
@@ -71,19 +70,33 @@ class Pairing:
         return int((sizes * (sizes - 1)).sum()) // 2
 
     @property
-    def _same(self) -> Tensor:
+    def n_apart(self) -> int:
+        """Number of pairs that are apart."""
+        if self.apart is not None:
+            return len(self.apart)
+        if self.groups is None:
+            return 0
+        n = int((self.groups >= 0).sum())
+        return n * (n - 1) // 2 - replace(self, alike=None).n_alike
+
+    def _is_same(self, rows: slice, columns: slice) -> Tensor:
         assert self.groups is not None
-        return (self.groups[:, None] == self.groups) & (self.groups[:, None] >= 0)
+        return (self.groups[rows, None] == self.groups[columns]) & (self.groups[rows, None] >= 0)
 
-    def _half(self, flags: Tensor) -> Tensor:
-        return 0.5 * flags.double().fill_diagonal_(0)
+    def _halves(self, flags: Tensor, rows: slice, columns: slice) -> Tensor:
+        """0.5 where flags are, but for a sample with itself."""
+        places = torch.arange(self.n)
+        return 0.5 * (flags & (places[rows, None] != places[columns])).double()
 
-    def _counted(self, pairs: Tensor) -> Tensor:
-        counts = torch.zeros(self.n, self.n, dtype=torch.float64)
-        counts.index_put_(
-            (pairs[:, 0], pairs[:, 1]), torch.full((len(pairs),), 0.5, dtype=torch.float64), accumulate=True
-        )
-        return counts + counts.T
+
+def _counted(pairs: Tensor, rows: slice, columns: slice) -> Tensor:
+    """Half of how often some samples meet some in a list of pairs, whichever comes first. [r c]."""
+    both = torch.cat([pairs, pairs.flip(1)])
+    first, second = both.unbind(dim=1)
+    is_inside = (first >= rows.start) & (first < rows.stop) & (second >= columns.start) & (second < columns.stop)
+    counts = torch.zeros(rows.stop - rows.start, columns.stop - columns.start, dtype=torch.float64)
+    places = first[is_inside] - rows.start, second[is_inside] - columns.start
+    return counts.index_put_(places, torch.full(places[0].shape, 0.5, dtype=torch.float64), accumulate=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,33 +131,35 @@ class Augmented:
         return as_batch(Batch(_joined(parts), targets=targets))
 
     def _moved(self, inputs: Any) -> Any:
+        """Transformed copies: a transform may write into what it is given."""
         if self.is_batched:
-            return self.transform(inputs)
+            return self.transform(map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs))
         if not isinstance(inputs, Tensor):
             raise SampleTypeError(
                 f"Inputs are a {type(inputs).__name__} of tensors: pass Augmented(transform, is_batched=True), with a "
                 "transform of whole batches."
             )
-        return torch.stack([torch.as_tensor(self.transform(sample)) for sample in inputs])
+        return torch.stack([torch.as_tensor(self.transform(sample.clone())) for sample in inputs])
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Batches of inputs, one after another."""
+    """Batches of inputs, one after another; what has no samples is taken once."""
     first = parts[0]
-    if isinstance(first, Tensor):
+    if isinstance(first, Tensor) and first.dim():
         shapes = {tuple(part.shape[1:]) for part in parts}
         if len(shapes) > 1:
             raise ShapeError(f"Augmentations have the shapes {sorted(shapes)}: one batch takes one.")
         return torch.cat(parts)
     if isinstance(first, dict):
         return {key: _joined([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_joined(list(each)) for each in zip(*parts, strict=True))
+    if isinstance(first, tuple | list):
+        return type(first)(_joined(list(each)) for each in zip(*parts, strict=True))
     return first
 
 
 PairSource = str | Augmented | Callable[[Batch], Any]
-"""'class': samples of the same target; augmentations; or from a batch to groups, [n], or to pairs, [k 2]."""
+"""'class': samples of the same target, negative ones being of no class; augmentations; or a function from a batch to
+groups, [n], or to pairs, [k 2]."""
 
 
 def paired(source: PairSource, batch: Batch) -> tuple[Batch, Pairing]:
@@ -158,7 +173,9 @@ def paired(source: PairSource, batch: Batch) -> tuple[Batch, Pairing]:
         views = source.views(batch)
         return views, Pairing(len(views), groups=torch.arange(len(batch)).repeat(source.n_views))
     if callable(source):
-        return batch, pairing_of(source(batch), len(batch))
+        found = _whole(source(batch), "what pairs= has returned")
+        is_grouped = found.dim() == 1 and (found.numel() > 0 or len(batch) == 0)
+        return batch, (grouped if is_grouped else listed)(found, len(batch))
     targets = batch.targets
     if targets is None or targets.is_floating_point() or targets.is_complex() or targets.dim() != 1:
         kind = "missing" if targets is None else f"{str(targets.dtype).removeprefix('torch.')} {list(targets.shape)}"
@@ -166,35 +183,53 @@ def paired(source: PairSource, batch: Batch) -> tuple[Batch, Pairing]:
             f"pairs='class' makes pairs of samples of one class, and targets are {kind}: pass integers [n], or say "
             "otherwise what is alike: loss(x, groups=...), loss(x, pairs=...), or pairs=Augmented(transform)."
         )
-    _, numbers = torch.unique(targets.cpu(), return_inverse=True)
-    return batch, Pairing(len(batch), groups=numbers.masked_fill(targets.cpu() < 0, -1))
+    return batch, grouped(targets, len(batch))
 
 
-def pairing_of(given: Any, n: int, apart: Any = None) -> Pairing:
-    """Groups [n], or pairs [k 2], of n samples.
+def grouped(groups: Any, n: int) -> Pairing:
+    """Groups of n samples, whatever whole numbers they go by; a negative one belongs to none.
 
     Raises:
-        ShapeError, InputError: they are neither.
+        ShapeError, InputError: they are no such numbers, or not one a sample.
     """
-    found = _whole(given, "groups or pairs")
-    listed = None if apart is None else _pairs(_whole(apart, "dissimilar pairs"), n)
-    if found.dim() == 1 and len(found) == n:
-        return Pairing(n, groups=found, apart=listed)
-    return Pairing(n, alike=_pairs(found, n), apart=listed)
+    found = _whole(groups, "groups")
+    if found.shape != (n,):
+        raise ShapeError(f"groups are {list(found.shape)} for {n} samples: pass one number a sample, [{n}].")
+    _, numbers = torch.unique(found, return_inverse=True)
+    return Pairing(n, groups=numbers.masked_fill(found < 0, -1))
 
 
-def _whole(given: Any, what: str) -> Tensor:
-    found = torch.as_tensor(given).detach().cpu()
-    if found.is_floating_point() or found.is_complex():
-        raise InputError(f"{what} are {str(found.dtype).removeprefix('torch.')}: they are whole numbers.")
-    return found.long()
+def listed(pairs: Any, n: int) -> Pairing:
+    """Pairs of n samples.
+
+    Raises:
+        ShapeError, InputError: they are no pairs of positions.
+    """
+    return Pairing(n, alike=positions(pairs, n, "pairs"))
 
 
-def _pairs(found: Tensor, n: int) -> Tensor:
+def positions(pairs: Any, n: int, name: str) -> Tensor:
+    """Pairs of positions among n samples, [k 2].
+
+    Raises:
+        ShapeError, InputError: they are something else.
+    """
+    found = _whole(pairs, name)
     if found.numel() == 0:
         return found.reshape(0, 2)
     if found.dim() != 2 or found.shape[1] != 2:
-        raise ShapeError(f"Groups or pairs are {list(found.shape)} for {n} samples: groups are [{n}], pairs [k 2].")
+        raise ShapeError(f"{name} are {list(found.shape)}: pass two positions each, [k 2]. Groups are groups=.")
     if int(found.min()) < 0 or int(found.max()) >= n or bool((found[:, 0] == found[:, 1]).any()):
-        raise InputError(f"A pair is two different positions from 0 to {n - 1}, and some are not.")
+        raise InputError(f"{name} have two different positions each, from 0 to {n - 1}, and some have not.")
     return found
+
+
+def _whole(given: Any, name: str) -> Tensor:
+    """Whole numbers, on the CPU."""
+    try:
+        found = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{name} are no numbers of one shape ({error}): pass whole numbers.") from error
+    if found.numel() and (found.is_floating_point() or found.is_complex()):
+        raise InputError(f"{name} are {str(found.dtype).removeprefix('torch.')}: they are whole numbers.")
+    return found.long()

@@ -45,7 +45,7 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
         for parameter, _ in flags:
             if not parameter.requires_grad:
                 parameter.requires_grad_(True)
-        with torch.inference_mode(False), torch.enable_grad(), _plain_kernels(model):
+        with torch.inference_mode(False), torch.enable_grad(), _plain_kernels(model), without_hooks(model):
             yield
     except MixedSamplesError as error:  # two runs that differ: batch statistics, or noise
         mixed = error
@@ -77,6 +77,19 @@ def untouched(model: nn.Module, parameters: Mapping[str, Tensor], *, is_watched:
         )
     if mixed is not None:
         raise mixed
+
+
+@contextlib.contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Hooks on the model's parameters taken off for a while: they change gradients on their way to an optimizer."""
+    hooks = [(parameter, parameter._backward_hooks) for parameter in model.parameters() if parameter._backward_hooks]
+    try:
+        for parameter, _ in hooks:
+            parameter._backward_hooks = None
+        yield
+    finally:
+        for parameter, own in hooks:
+            parameter._backward_hooks = own
 
 
 def _fingerprint(parameter: Tensor) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from kinsight.errors import SecondDerivativeError
 from kinsight.gradients import Gradients
 from kinsight.gradients.factored import Product
 from kinsight.kernel import Normalization
-from kinsight.running import check_finite
+from kinsight.running import check_finite, without_hooks
 from kinsight.whitening import spectrum
 
 
@@ -108,6 +108,10 @@ def without_graph(gradients: BatchGradients) -> BatchGradients:
 class Term(ABC):
     """A term of a cost that is a sum over parameters and samples, as a function of gradients."""
 
+    def concerns(self, name: str) -> bool:
+        """Whether it depends on a parameter's gradients."""
+        return True
+
     @abstractmethod
     def slopes(self, name: str, gradients: Product, which: slice) -> Tensor | None:
         """How it changes with a parameter's gradients for some samples, [n c *shape]; None to differentiate it instead.
@@ -146,7 +150,7 @@ class PullBack:
     @full_precision()
     def add(self, term: Term) -> None:
         """A term of the cost."""
-        for name in self.captured:
+        for name in filter(term.concerns, self.captured):
             each = self.gradients.by_parameter[name]
             size = 12 * each.c * math.prod(each.shape) if is_multiplied_out(each) else 1
             parts = [
@@ -266,12 +270,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def as_used(model: nn.Module) -> Iterator[None]:
-    """The model as it will be used, whatever mode it is trained in: every module in eval mode, and back."""
+    """The model as it will be used, whatever mode it is trained in: every module in eval mode, no hooks, and back."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
-        yield
+        with without_hooks(model):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
@@ -292,8 +297,15 @@ class Attention(TorchFunctionMode):
         self.is_used = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.is_used = self.is_used or getattr(func, "__name__", "") == "scaled_dot_product_attention"
+        self.is_used = self.is_used or getattr(func, "__name__", "") in ATTENTION
         return func(*args, **(kwargs or {}))
+
+
+ATTENTION = (
+    "scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention",
+    "_transformer_encoder_layer_fwd",
+)  # fmt: skip
+"""Functions of torch that compute it: what they call in turn is not seen."""
 
 
 def second_gradients(
@@ -316,7 +328,14 @@ def second_gradients(
                 "torch.nn.functional.scaled_dot_product_attention), or compare gradients over layers above it alone: "
                 "parameters=..."
             )
-    return list(torch.autograd.grad(captured, parameters, cotangents, allow_unused=True))
+    try:
+        return list(torch.autograd.grad(captured, parameters, cotangents, allow_unused=True))
+    except NotImplementedError as error:
+        raise SecondDerivativeError(
+            f"A part of the model can be differentiated once, but not twice: {error}. The loss is made of gradients, "
+            "so that its own gradient is a second derivative. Use another operation in its place, or compare gradients "
+            "over layers above it alone: parameters=..."
+        ) from error
 
 
 def _names_below(tensors: list[Tensor]) -> set[str]:

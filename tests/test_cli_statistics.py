@@ -301,7 +301,11 @@ def test_fit_of_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize(
     ("out", "reason"),
-    [("there.csv", "is there already"), ("rows.json", "end in .parquet or .csv"), ("no/rows.csv", "there is no folder")],
+    [
+        ("there.csv", "is there already"),
+        ("rows.json", "end in .parquet or .csv"),
+        ("no/rows.csv", "there is no folder"),
+    ],
 )
 def test_a_file_that_cannot_be_written_is_refused_before_the_work(
     folder: Path, capsys: pytest.CaptureFixture[str], out: str, reason: str

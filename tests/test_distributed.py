@@ -31,11 +31,24 @@ def gradients(model: nn.Module, wrapped: nn.Module, rank: int) -> list[Tensor]:
     return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+class Spare(nn.Module):
+    """A layer of it has no part in what it says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.spare = network(), nn.Linear(2, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
 def work(rank: int, meeting: str, found: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", f"file://{meeting}", world_size=N_PROCESSES, rank=rank)
     model = network()
     ours = gradients(model, DistributedDataParallel(model), rank)
+    spare = Spare()
+    gradients(spare, DistributedDataParallel(spare, find_unused_parameters=True), rank)
     watcher = kinsight.SimilarityWatcher(model, kinsight.Samples(*part(0)), every=1)
     torch.save([*ours, torch.tensor(watcher.step() is not None)], f"{found}{rank}")
     torch.distributed.destroy_process_group()

@@ -1,6 +1,5 @@
 """SimilarityLoss: its gradient is that of brute-force double backward, on every model; one step raises similarity."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,14 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kinsight
+from kinsight.batches import as_batch
 from kinsight.errors import (
-    InputError,
     SecondDerivativeError,
     SlowAttentionWarning,
 )
 from kinsight.live import peak_bytes
-from kinsight.loss import ramp
 from kinsight.outputs import pooled
+from kinsight.pairs import grouped
 from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
 from tests.zoo import ZOO, Case
 
@@ -145,121 +144,6 @@ def test_one_step_moves_apart_what_is_apart() -> None:
     assert seen[1] < seen[0]
 
 
-# -------------------------------------------------------------------------------------------- training as it is
-
-
-class Trained(nn.Module):
-    """Batch normalization and dropout, in training mode."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
-def test_a_model_in_training_mode_is_compared_as_it_will_be_used() -> None:
-    torch.manual_seed(0)
-    model = Trained().double().train()
-    model.body[1].running_mean.normal_()
-    model.body[3].eval()  # one module of another mode
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    value = kinsight.SimilarityLoss(model, weight=1.0)(inputs(), LABELS)
-    ours = gradients_of(model, value)
-    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [module.training for module in model.body] == [True, True, True, False, True]
-    truth = brute_force(model.eval(), inputs(), "logits", "flat", mean_alike(LABELS))
-    assert far(ours, truth) < EXACT
-
-
-def test_gradients_accumulate_and_scale_beside_another_loss() -> None:
-    model, x = network(), inputs()
-    loss = kinsight.SimilarityLoss(model, weight=0.3)
-
-    def task() -> Tensor:
-        return F.cross_entropy(model(x), LABELS)
-
-    parts = [gradients_of(model, loss(x, LABELS)), gradients_of(model, task())]
-    parts = [[None if each is None else each.clone() for each in part] for part in parts]
-    total = gradients_of(model, loss(x, LABELS) + task())
-    assert far(total, [a + b for a, b in zip(*parts, strict=True) if a is not None and b is not None]) < EXACT
-    model.zero_grad()
-    for _ in range(2):
-        (16 * loss(x, LABELS)).backward()
-    doubled = [None if each is None else 32 * each for each in parts[0]]
-    assert far([p.grad for p in model.parameters()], doubled) < EXACT
-
-
-def test_autocast_changes_nothing() -> None:
-    model, x = network().float(), inputs().float()
-    loss = kinsight.SimilarityLoss(model, weight=1.0)
-    plain = [None if each is None else each.clone() for each in gradients_of(model, loss(x, LABELS))]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = loss(x, LABELS)
-        assert torch.is_autocast_enabled("cpu")
-    assert value.dtype == torch.float32
-    assert far(gradients_of(model, value), plain) == 0
-
-
-def test_a_compiled_model() -> None:
-    model, x = network(), inputs()
-    compiled = torch.compile(model, backend="eager")
-    value = F.cross_entropy(compiled(x), LABELS) + kinsight.SimilarityLoss(compiled)(x, LABELS)
-    ours = [None if each is None else each.clone() for each in gradients_of(model, value)]
-    assert (
-        far(ours, gradients_of(model, F.cross_entropy(model(x), LABELS) + kinsight.SimilarityLoss(model)(x, LABELS)))
-        < EXACT
-    )
-
-
-def test_it_may_be_an_attribute_of_its_model() -> None:
-    model = network()
-    model.loss = kinsight.SimilarityLoss(model)
-    assert model.loss(inputs(), LABELS).requires_grad
-    assert len(list(model.parameters())) == 4
-
-
-def test_frozen_parameters_are_not_trained_and_others_are() -> None:
-    model = network()
-    model[0].weight.requires_grad_(False)
-    loss = kinsight.SimilarityLoss(model, parameters=["2.weight"], weight=1.0)  # compared over the last layer alone
-    loss(inputs(), LABELS).backward()
-    assert model[0].weight.grad is None
-    assert model[0].bias.grad is not None
-    assert float(model[0].bias.grad.abs().max()) > 0  # features move its gradients
-    frozen = kinsight.SimilarityLoss(network().requires_grad_(False), parameters=lambda name: True)
-    assert not frozen(inputs(), LABELS).requires_grad
-
-
-def test_without_gradients_it_is_a_number() -> None:
-    loss = kinsight.SimilarityLoss(network(), weight=2.0)
-    with torch.no_grad():
-        value = loss(inputs(), LABELS)
-    assert not value.requires_grad
-    assert loss.step == 0
-    assert float(value) == pytest.approx(float(loss(inputs(), LABELS).detach()), rel=1e-9)
-    with torch.inference_mode():
-        assert float(loss(inputs(), LABELS)) == pytest.approx(float(value))
-
-
-def test_weights_of_steps() -> None:
-    model, weights = network(), ramp(1.0, 4, start=0.0)
-    loss = kinsight.SimilarityLoss(model, weight=weights)
-    values = [loss(inputs(), LABELS) for _ in range(6)]
-    assert loss.last is not None
-    full = 1 - loss.last.similarity
-    assert [float(each.detach()) for each in values] == pytest.approx([full * w for w in (0, 0.25, 0.5, 0.75, 1, 1)])
-    values[0].backward()
-    assert all(float(p.grad.abs().max()) == 0 for p in model.parameters() if p.grad is not None)
-    with pytest.raises(InputError, match="n_steps is 0"):
-        ramp(1.0, 0)
-    with pytest.raises(InputError, match="weight is nan"):
-        kinsight.SimilarityLoss(model, weight=lambda step: math.nan)(inputs(), LABELS)
-
-
 # --------------------------------------------------------------------------------------------------- attention
 
 
@@ -282,6 +166,23 @@ def test_attention_takes_the_path_that_has_second_derivatives_and_says_so() -> N
     ours = gradients_of(model, value)
     assert far(ours, brute_force(model, x, "logits", "flat", mean_alike(LABELS))) < EXACT
     loss(x, LABELS)  # said once
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.MultiheadAttention(4, 2, batch_first=True), nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True)]
+)
+def test_attention_inside_of_torch_modules_is_seen(layer: nn.Module) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = layer, nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            mixed = self.layer(x, x, x)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(x)
+            return self.out(mixed.mean(dim=1))
+
+    with pytest.warns(SlowAttentionWarning, match="by matrix products"):
+        kinsight.SimilarityLoss(Model().double())(torch.randn(6, 5, 4, dtype=torch.float64), LABELS)
 
 
 class OnlyOnce(torch.autograd.Function):
@@ -311,6 +212,21 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
         loss(inputs(), LABELS)
 
 
+class Bag(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.last = nn.EmbeddingBag(9, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.bag(x).tanh())
+
+
+def test_what_torch_cannot_differentiate_twice_is_named() -> None:
+    loss = kinsight.SimilarityLoss(Bag(), parameters=["bag.weight", "last.weight"])
+    with pytest.raises(SecondDerivativeError, match=r"once, but not twice: .*_embedding_bag"):
+        loss(torch.randint(9, (6, 3)), LABELS)
+
+
 # ------------------------------------------------------------------------------------------------------ memory
 
 
@@ -330,3 +246,27 @@ def test_memory_of_groups_does_not_grow_with_the_number_of_pairs() -> None:
     small, large = peak(256), peak(1024)
     assert large < 4.3 * small
     assert peak(1024, batch_size=64) < 0.5 * large
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+def test_memory_stays_within_what_is_given(route: str) -> None:
+    """Many samples, and as many groups as pairs of views: what is held beside the batch stays within the bound."""
+    torch.manual_seed(0)
+    model, given = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, 1)).double(), 4 * 2**20
+
+    def peak(n: int) -> int:
+        x, groups = inputs(n), torch.arange(n) % (n // 2)
+        loss = kinsight.SimilarityLoss(model, route=route, max_bytes=given)
+        loss(x[:16], groups=groups[:16] % 8)
+        with peak_bytes(torch.device("cpu"), [*model.parameters(), x, groups]) as found:
+            loss(x, groups=groups).backward()
+        return found[0]
+
+    assert peak(1024) < given
+
+
+def test_the_first_batch_is_routed_as_all_others() -> None:
+    loss = kinsight.SimilarityLoss(network().float(), max_bytes=20_000)
+    x, groups = inputs(160).float(), torch.arange(160) % 20
+    chosen = [loss._is_by_groups(as_batch(x), grouped(groups, 160)), bool(loss(x, groups=groups).isfinite())]
+    assert chosen[0] == loss._is_by_groups(as_batch(x), grouped(groups, 160))
