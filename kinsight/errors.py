@@ -32,6 +32,7 @@
         └── UncapturedParameterError         parameters without a layer rule, and no fallback allowed
 
     KinsightWarning (UserWarning)
+    ├── NonFiniteWarning                     what is watched in training is nan or inf
     ├── SlowAttentionWarning                 attention is computed by matrix products, not by fused kernels
     └── ZeroGradientWarning                  samples whose similarity is undefined
 
@@ -169,3 +170,7 @@ class ZeroGradientWarning(KinsightWarning):
 
 class SlowAttentionWarning(KinsightWarning):
     """Attention is computed by matrix products, not by fused kernels."""
+
+
+class NonFiniteWarning(KinsightWarning):
+    """Outputs or gradients of a network that is watched in training hold nan or inf."""
