@@ -47,11 +47,18 @@ class AlikeTrainer(Trainer):
 
     alike: kinsight.SimilarityLoss
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        found = super().compute_loss(model, dict(inputs), *args, **kwargs)
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        found = super().compute_loss(model, dict(inputs), return_outputs, num_items_in_batch)
         if not model.training:
             return found
         added = self.alike({"pixels": inputs["pixels"]}, inputs["labels"])
+        # With gradient accumulation, the trainer divides a batch's loss by the number of batches; but not where the
+        # model (or compute_loss_func) has divided it by the number of labels in all of them: then that is ours to do.
+        is_accepted = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        if is_accepted or self.compute_loss_func is not None:
+            added = added / self.current_gradient_accumulation_steps
         return (found[0] + added, *found[1:]) if isinstance(found, tuple) else found + added
 
 
