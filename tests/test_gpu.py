@@ -37,3 +37,12 @@ def test_global_settings_come_back() -> None:
     before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled
     GradientKernel(to_device(ZOO[0].model()))(ZOO[0].batch(3))
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.enabled) == before
+
+
+def test_targets_of_a_probe_may_lie_anywhere() -> None:
+    x, y = torch.randn(8, 3), torch.arange(8) % 2
+    model = nn.Linear(3, 2)
+    known = kinsight.SimilarityWatcher(model, kinsight.Samples(x, y)).look()
+    for inputs, targets in ((x.cuda(), y.cuda()), (x.cuda(), y), (x, y.cuda())):
+        found = kinsight.SimilarityWatcher(to_device(model), kinsight.Batch(inputs, targets=targets)).look()
+        assert found == pytest.approx(known, rel=1e-4)

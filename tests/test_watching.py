@@ -154,7 +154,7 @@ def test_the_probe_is_read_once() -> None:
 
 
 def test_samples_whose_kernel_values_cancel_have_no_denoising_factor() -> None:
-    x = torch.tensor([[1.0, 0], [1.0, 0], [-1.0, 1e-4], [-1.0, 0.0]], dtype=torch.float64)
+    x = torch.tensor([[1.0, 0], [1.0, 0], [-1.0, 0], [-1.0001, 0]], dtype=torch.float64)
     line = nn.Linear(2, 1, bias=False).double()
     assert "similarity/denoising_factor" not in kinsight.SimilarityWatcher(line, x).look()
     mixed = torch.cat([x, torch.tensor([[0.0, 3], [0.0, 1]], dtype=torch.float64)])  # these two do not cancel
