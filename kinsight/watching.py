@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.agreement import nearest, shared
-from kinsight.averages import LEAST_SHARE
 from kinsight.batches import map_leaves
 from kinsight.contractions import Contraction
 from kinsight.errors import InputError, KinsightError, NonFiniteError, NonFiniteWarning, ShapeError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel_products import LEAST_SHARE
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.running import call_model, untouched
 from kinsight.samples import Batch, Id, Samples
