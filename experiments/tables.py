@@ -44,6 +44,13 @@ def provenance(record: Record) -> str:
     commits = sorted({seed["commit"] for seed in record["seeds"].values()})
     machine = record["machine"]
     return (
-        f"`{record['command']}`, seeds {', '.join(record['seeds'])}; commit {', '.join(commits)}; "
+        f"`{record['command']}`, {_named(sorted(map(int, record['seeds'])))}; commit {', '.join(commits)}; "
         f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}."
     )
+
+
+def _named(seeds: Sequence[int]) -> str:
+    """All seeds by number; a row without gaps by its ends."""
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}"

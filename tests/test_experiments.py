@@ -11,7 +11,7 @@ import torch
 from experiments import records, tables
 from experiments.denoising.moved import moved
 from experiments.label_errors.planted import planted
-from experiments.mnist import one_pair
+from experiments.mnist import one_pair, section
 from experiments.mnist.arms import ARMS, OwnClass, Source, network
 from experiments.mnist.images import Images, few
 from experiments.mnist.images import moved as shifted
@@ -122,3 +122,9 @@ def test_every_arm_has_a_slope(arm: str) -> None:
 def test_a_class_against_the_mean_of_the_others() -> None:
     scores = torch.tensor([[3.0, 0.0, 1.0], [2.0, 4.0, 6.0]])
     assert OwnClass()(scores, torch.tensor([0, 1])).tolist() == [2.5, 0.0]
+
+
+def test_arms_are_compared_seed_by_seed() -> None:
+    theirs = {"0": 0.1, "1": 0.2, "10": 0.9, "2": 0.3}
+    assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.4}, theirs) == tables.difference([0.2, 0.3, 0.4], [0.1, 0.2, 0.3])
+    assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.5}, theirs).startswith("+0.1333")

@@ -266,7 +266,10 @@ def test_memory_stays_within_what_is_given(route: str) -> None:
 
 
 def test_the_first_batch_is_routed_as_all_others() -> None:
-    loss = kinsight.SimilarityLoss(network().float(), max_bytes=20_000)
-    x, groups = inputs(160).float(), torch.arange(160) % 20
-    chosen = [loss._is_by_groups(as_batch(x), grouped(groups, 160)), bool(loss(x, groups=groups).isfinite())]
-    assert chosen[0] == loss._is_by_groups(as_batch(x), grouped(groups, 160))
+    x, groups = inputs(160), torch.arange(160) % 20
+    for max_bytes in (120_000, 1_200_000):  # room for the sums of 20 groups of one output; of three
+        loss = kinsight.SimilarityLoss(network(), max_bytes=max_bytes, batch_size=80)
+        is_by_groups = loss._is_by_groups(as_batch(x), grouped(groups, 160))
+        assert is_by_groups == (max_bytes > 200_000)
+        loss(x, groups=groups)
+        assert is_by_groups == loss._is_by_groups(as_batch(x), grouped(groups, 160))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from pathlib import Path
 
@@ -68,17 +68,18 @@ def section(records: Sequence[Record]) -> Iterator[str]:
 
 def _one_pair(arms: dict[str, Record]) -> Iterator[str]:
     curves = {arm: [seed["accuracies"] for seed in _seeds(record)] for arm, record in arms.items()}
-    areas = {arm: [area(curve) for curve in found] for arm, found in curves.items()}
+    areas = {
+        arm: {name: area(seed["accuracies"]) for name, seed in record["seeds"].items()} for arm, record in arms.items()
+    }
     yield OF_ONE_PAIR.format(n_steps=STEPS[-1], n_seeds=min(map(len, curves.values())))
     rows = []
     for arm, found in curves.items():
         reached = [[steps_to(level, curve) for curve in found] for level in LEVELS]
-        n = min(len(areas[arm]), len(areas["baseline"]))
         rows.append(
             [
                 arm, "–" if arm == "baseline" else f"{_seeds(arms[arm])[0]['weight']:g}",
                 *(_percent([curve[STEPS.index(step)] for curve in found]) for step in SHOWN),
-                mean(areas[arm]), "" if arm == "baseline" else difference(areas[arm][:n], areas["baseline"][:n]),
+                mean(list(areas[arm].values())), "" if arm == "baseline" else _ahead(areas[arm], areas["baseline"]),
                 *(_reached(steps) for steps in reached),
             ]
         )  # fmt: skip
@@ -104,18 +105,26 @@ def _figure(curves: dict[str, list[list[float]]]) -> str:
 
 
 def _converged(arms: dict[str, Record]) -> Iterator[str]:
-    last = {arm: [seed["accuracies"][-1] for seed in _seeds(record)] for arm, record in arms.items()}
+    last = {
+        arm: {name: seed["accuracies"][-1] for name, seed in record["seeds"].items()} for arm, record in arms.items()
+    }
     rows = []
     for arm, found in last.items():
-        first, n = _seeds(arms[arm])[0], min(len(found), len(last["baseline"]))
-        better = "" if arm == "baseline" else difference(found[:n], last["baseline"][:n])
-        rows.append([arm, f"{first['rate']:g}", f"{first['weight']:g}", _percent(found), better])
+        first = _seeds(arms[arm])[0]
+        better = "" if arm == "baseline" else _ahead(found, last["baseline"])
+        rows.append([arm, f"{first['rate']:g}", f"{first['weight']:g}", _percent(list(found.values())), better])
     yield table(["arm", "rate", "weight", "accuracy", "more than the baseline"], rows)
     yield "\n".join(f"- {arm}: {provenance(record)}" for arm, record in arms.items())
 
 
 def _seeds(record: Record) -> list[Record]:
     return list(record["seeds"].values())
+
+
+def _ahead(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+    """Differences, paired by seed."""
+    both = sorted(set(ours) & set(theirs))
+    return difference([ours[seed] for seed in both], [theirs[seed] for seed in both])
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kinsight.density import Counts
 
 
+POWER = 8.0
+"""Of the power count, where none is asked for."""
+
+
 class Kind(StrEnum):
     """Which neighbor count."""
 
@@ -45,7 +49,7 @@ def print_density(
     threshold: Annotated[
         list[float] | None, typer.Option(help="Of the hard count, 0.5 if left out; may be repeated.")
     ] = None,
-    power: Annotated[float | None, typer.Option(help="Of the power count; 8 if left out.")] = None,
+    power: Annotated[float, typer.Option(help="Of the power count.")] = POWER,
     no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
     normalization: OptionalNormalization = None,
     index: AskedIndex = None,
@@ -53,12 +57,13 @@ def print_density(
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""
     how: dict[str, Any] = {"include_self": not no_self}
-    for name, value, its_kind in (("--threshold", threshold, Kind.hard), ("--power", power, Kind.power)):
-        if value not in (None, []) and kind is not its_kind:
+    is_given = (("--threshold", bool(threshold), Kind.hard), ("--power", power != POWER, Kind.power))
+    for name, is_so, its_kind in is_given:
+        if is_so and kind is not its_kind:
             raise InputError(f"{name} is of the {its_kind.value} count: pass --kind {its_kind.value}, or leave it out.")
     if threshold:
         how["thresholds"] = threshold if len(threshold) > 1 else threshold[0]
-    if power is not None:
+    if kind is Kind.power:
         how["power"] = power
     if index is not None:
         if kind is not Kind.soft:
