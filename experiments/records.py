@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ def run_seeds(
         if str(seed) in record["seeds"]:
             print(f"{setting}, seed {seed}: there already", flush=True)
             continue
+        start = time.monotonic()
         found = run(seed)
         record |= {"command": command, "machine": machine()}
-        record["seeds"][str(seed)] = {"commit": commit(), **found}
+        record["seeds"][str(seed)] = {"commit": commit(), "seconds": round(time.monotonic() - start, 1), **found}
         path.parent.mkdir(exist_ok=True)
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")

@@ -75,7 +75,8 @@ class SimilarityLoss:
 
     Args:
         model: the network that is being trained, wrapped or not.
-        output: what is differentiated, as in `GradientKernel`.
+        output: what is differentiated, as in `GradientKernel`. Each output is differentiated twice: one of them, as
+            'one_vs_rest', takes a fraction of the time of ten logits.
         pairs: 'class': samples of the same target, but for negative ones, which are no class; `Augmented(transform)`:
             views of one input; a callable from a batch to groups [n] or pairs [k 2].
         weight: of the loss; or from the step to it, such as `ramp(0.1, 1000)`.

@@ -282,6 +282,47 @@ def test_assumptions_that_do_not_hold_are_named() -> None:
     assert [check.name for check in found.checks if not check.is_met] in ([], ["sums that do not cancel"])
 
 
+def trained_otherwise(how: str, x: Tensor, y: Tensor) -> nn.Module:
+    """A linear model at the end of a training that `denoise` is not told of."""
+    model, _ = ridge(x, y, 0.0, torch.ones(len(x), dtype=torch.float64))
+    if how == "as told":
+        return model
+    if how == "weights":
+        weights = torch.where(torch.arange(len(x)) < len(x) // 2, 0.5, 1.5).double()
+        return ridge(x, y, 0.0, weights)[0]
+    if how == "decay":
+        return ridge(x, y, 0.02 * len(x), torch.ones(len(x), dtype=torch.float64))[0]
+    if how == "stopped early":
+        with torch.no_grad():
+            model.weight *= 0.9
+        return model
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=500, line_search_fn="strong_wolfe")
+    cost = {"absolute": nn.L1Loss(), "Huber": nn.HuberLoss(delta=0.1)}[how]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value: Tensor = cost(model(x), y)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return model
+
+
+@pytest.mark.parametrize("how", ["as told", "weights", "decay", "stopped early", "absolute", "Huber"])
+def test_a_training_that_is_not_told_is_noticed(how: str) -> None:
+    x = inputs(400)
+    generator = torch.Generator().manual_seed(5)
+    y = x.sum(dim=1, keepdim=True) + 0.5 * torch.randn(400, 1, dtype=torch.float64, generator=generator)
+    y = y + 0.5 * (torch.rand(400, 1, dtype=torch.float64, generator=generator) < 0.2)  # lopsided, as labels are
+    found = denoise(GradientKernel(trained_otherwise(how, x, y)), Samples(x, y))
+    (check,) = (check for check in found.checks if check.name == "stationarity")
+    assert check.is_met == (how == "as told")
+    if how != "as told":
+        assert not found.is_credible
+        assert "stationarity" in found.summary()
+
+
 @pytest.mark.parametrize(("method", "c", "n_draws"), [("exact", 1, 12), ("exact", 2, 12), ("estimate", 2, 3)])
 def test_misfit_is_told_from_noise(method: Any, c: int, n_draws: int) -> None:
     """A parabola is no line: what is left of it is shared by neighbors. Noise alone passes, but for 1 draw of 700."""

@@ -58,6 +58,21 @@ def test_samples_without_a_gradient_are_left_out(route: str, normalization: str)
     assert far(ours, gradients_of(model, loss(x[keep], LABELS[keep]))) < EXACT
 
 
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+def test_a_batch_without_any_gradient_or_pair(route: str) -> None:
+    model = network(bias=False)
+    loss = kinsight.SimilarityLoss(model, route=route)
+    with pytest.warns(ZeroGradientWarning, match="6 samples"):
+        value = loss(torch.zeros_like(inputs()), LABELS)
+    assert float(value.detach()) == 0
+    value.backward()
+    assert float(loss(inputs(), torch.arange(6)).detach()) == 0
+    with torch.no_grad():
+        model[0].weight[0, 0] = math.nan
+    with pytest.raises(NonFiniteError):
+        loss(inputs(), LABELS)
+
+
 def test_nan_is_named_by_sample() -> None:
     x = inputs()
     x[3, 1] = math.nan

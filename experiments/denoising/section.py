@@ -12,12 +12,13 @@ RATIOS = (
 
 TEXT = """## Noise left in predictions
 
-A small tanh network learns from noisy labels by how much a digit was turned or shifted. Over 20 draws of the noise: the
-standard deviation of kernel-weighted means of noise over D s, with the kernel fixed and refit, and of predictions over
-|H| s; 1 is as foretold. The means of all samples move together, so that 20 draws say little of them; 400, with the
-kernel fixed, say more. Beside them the error to the truth: its rank correlation with the one foretold for each sample,
-and its size over that. "Believed" is whether all checks of `kinsight.denoise` hold: what is foretold of a network that
-was stopped early, or has memorized its labels, or misses what samples share, is not to be believed, and differs."""
+A small tanh network learns from noisy labels by how much a digit was turned or shifted. Over 20 draws of the noise:
+the standard deviation of kernel-weighted means of noise over D s, with the kernel fixed and refit, and of predictions
+over |H| s; 1 is as foretold. Intervals are 95 % bootstrap intervals over draws. The means of all samples move
+together, so that 20 draws say little of them; 400, with the kernel fixed, say more. Beside them the error to the
+truth: its rank correlation with the one foretold for each sample, and its size over that. "Believed" is whether all
+checks of `kinsight.denoise` hold: what is foretold of a network that was stopped early, or has memorized its labels,
+or misses what samples share, is not to be believed, and differs."""
 
 
 def section(records: Sequence[Record]) -> Iterator[str]:

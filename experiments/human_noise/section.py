@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
-from experiments.tables import Record, mean, provenance, table
+from experiments.tables import Record, difference, half_interval, mean, provenance, table
 
 TEXT = """## The noise of human ratings
 
@@ -27,7 +28,13 @@ def section(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
         seeds = list(record["seeds"].values())
         yield provenance(record)
-        yield table(["number", "mean"], [[name, mean([seed[key] for seed in seeds])] for key, name in names.items()])
+        rows = [[name, mean([seed[key] for seed in seeds])] for key, name in names.items()]
+        ours, theirs = ([seed[key] for seed in seeds] for key in ("rank_correlation", "rank_correlation_penultimate"))
+        yield table(["number", "mean"], [*rows, ["rank correlation, ahead of penultimate", difference(ours, theirs)]])
+        ratios = [seed["estimated_over_raters"] for seed in seeds]
+        low, high = (statistics.fmean(ratios) + sign * half_interval(ratios) for sign in (-1, 1))
+        if low > 1.15 or high < 0.85:
+            yield f"The noise told is not within 15 % of the raters' spread: {low:.2f} to {high:.2f} times as large."
         n_believed = sum(seed["is_credible"] for seed in seeds)
         yield (
             f"All checks of `kinsight.denoise` hold in {n_believed} of {len(seeds)} draws. Where misfit is not shared "

@@ -27,7 +27,7 @@ step and how they are moved: the same in every arm, so that differences are pair
 OF_ONE_PAIR = """### One pair a step
 
 The setting of the paper: in each step two images of one class, cross-entropy of both and what is added, Adam at 0.001,
-{n_steps} steps; {n_seeds} seeds an arm. 5,000 digits of MNIST to learn from, 2,500 others to test with. All arms at the
+{n_steps} steps. 5,000 digits of MNIST to learn from, 2,500 others to test with. All arms at the
 weight with the largest area under the curve for similarity on 2,500 further images and five further seeds; and those
 with another weight that is best for themselves once more, at that. Steps to a level: the mean of the seeds that reach
 it, and how many do."""
@@ -71,19 +71,20 @@ def _one_pair(arms: dict[str, Record]) -> Iterator[str]:
     areas = {
         arm: {name: area(seed["accuracies"]) for name, seed in record["seeds"].items()} for arm, record in arms.items()
     }
-    yield OF_ONE_PAIR.format(n_steps=STEPS[-1], n_seeds=min(map(len, curves.values())))
+    yield OF_ONE_PAIR.format(n_steps=STEPS[-1])
     rows = []
     for arm, found in curves.items():
         reached = [[steps_to(level, curve) for curve in found] for level in LEVELS]
         rows.append(
             [
                 arm, "–" if arm == "baseline" else f"{_seeds(arms[arm])[0]['weight']:g}",
+                str(len(found)),
                 *(_percent([curve[STEPS.index(step)] for curve in found]) for step in SHOWN),
                 mean(list(areas[arm].values())), "" if arm == "baseline" else _ahead(areas[arm], areas["baseline"]),
                 *(_reached(steps) for steps in reached),
             ]
         )  # fmt: skip
-    heading = ["arm", "weight", *(f"step {step}" for step in SHOWN), "area", "more area than the baseline"]
+    heading = ["arm", "weight", "seeds", *(f"step {step}" for step in SHOWN), "area", "more area than the baseline"]
     yield table([*heading, *(f"steps to {level:.0%}" for level in LEVELS)], rows)
     FIGURE.write_text(_figure(curves), encoding="utf-8")
     yield f"![Accuracy over steps, one curve an arm]({FIGURE.name})"
@@ -99,8 +100,9 @@ def _figure(curves: dict[str, list[list[float]]]) -> str:
         for arm, found in curves.items()
         if len(found) > 1
     }
-    n = min(map(len, curves.values()))
-    note = f"Means of {n} seeds; bands are their 95 % intervals."
+    fewest, most = (choose(map(len, curves.values())) for choose in (min, max))
+    seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    note = f"Means of {seeds} seeds; bands are their 95 % intervals."
     return figure("One pair a step: accuracy on 2,500 digits", note, STEPS, shown, Axes(STEPS[-1], 0.0, 1.0))
 
 
