@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from experiments import marks
 from experiments.denoising import section as denoising
 from experiments.human_noise import section as human_noise
 from experiments.label_errors import section as label_errors
@@ -33,7 +34,7 @@ def stored() -> list[Record]:
 
 def page(records: Sequence[Record]) -> str:
     """The whole page."""
-    parts = [TITLE]
+    parts = [TITLE, *marks.section(records)]
     for question, section in SECTIONS.items():
         own = [record for record in records if record["question"] == question]
         if own:

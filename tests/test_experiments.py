@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import records, tables
+from experiments import marks, records, tables
 from experiments.denoising.moved import moved
 from experiments.label_errors.planted import planted
 from experiments.mnist import one_pair, section
@@ -128,3 +128,16 @@ def test_arms_are_compared_seed_by_seed() -> None:
     theirs = {"0": 0.1, "1": 0.2, "10": 0.9, "2": 0.3}
     assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.4}, theirs) == tables.difference([0.2, 0.3, 0.4], [0.1, 0.2, 0.3])
     assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.5}, theirs).startswith("+0.1333")
+
+
+def test_marks_that_are_missed_come_first() -> None:
+    def record(setting: str, ratio: float) -> dict[str, Any]:
+        seed = {"means_kernel_fixed": {"ratio": ratio}, "predictions": {"ratio": 1.2}, "decomposition_off": 1e-9}
+        return {"question": "denoising", "setting": setting, "seeds": {"0": seed}}
+
+    _, text = marks.section([record("fine", 1.09), record("wide-converged", 1.11)])
+    rows = [line.split(" | ") for line in text.splitlines()[2:]]
+    assert [(row[0].removeprefix("| "), row[-1].removesuffix(" |")) for row in rows] == [
+        ("wide-converged", "NOT met"), ("wide-converged", "NOT met"),
+        ("fine", "met"), ("rotated and translated, all", "met"),
+    ]  # fmt: skip
