@@ -48,7 +48,8 @@ def work(rank: int, meeting: str, found: str) -> None:
     model = network()
     ours = gradients(model, DistributedDataParallel(model), rank)
     spare = Spare()
-    gradients(spare, DistributedDataParallel(spare, find_unused_parameters=True), rank)
+    of_spare = gradients(spare, DistributedDataParallel(spare, find_unused_parameters=True), rank)
+    assert all(torch.equal(a, b) for a, b in zip(ours, of_spare, strict=True))  # the spare layer has none
     watcher = kinsight.SimilarityWatcher(model, kinsight.Samples(*part(0)), every=1)
     torch.save([*ours, torch.tensor(watcher.step() is not None)], f"{found}{rank}")
     torch.distributed.destroy_process_group()

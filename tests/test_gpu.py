@@ -1,5 +1,7 @@
 """The zoo on a CUDA device: the same numbers as on the CPU."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,20 @@ def test_float32_does_not_lose_precision_to_tensor_cores(case: Case) -> None:
     truth = GradientKernel(case.model(), case.outputs[0])(x)
     gpu = GradientKernel(to_device(case.model(torch.float32)), case.outputs[0])
     assert error(gpu(to_dtype(x, torch.float32)).cpu(), truth) < SINGLE
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.filterwarnings("ignore::kinsight.errors.SlowAttentionWarning")
+def test_the_loss_in_float64(case: Case, route: Literal["pairs", "groups"]) -> None:
+    found = []
+    for model in (case.model(), to_device(case.model())):
+        loss = kinsight.SimilarityLoss(model, case.outputs[0], weight=1.0, route=route)
+        loss(case.batch(6), groups=[0, 0, 0, 1, 1, 1]).backward()
+        found.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None})
+    cpu, gpu = found
+    assert cpu.keys() == gpu.keys()
+    assert max(error(gpu[name], cpu[name]) for name in cpu) < 1e-8
 
 
 def test_global_settings_come_back() -> None:
