@@ -110,6 +110,22 @@ def test_ids_of_both_kinds_are_texts() -> None:
     assert as_table(named)["group"].to_pylist() == ["1", None, "a"] * 3
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_cleanlab_takes_the_graph() -> None:
+    """Runs where cleanlab[datalab] is installed, which nothing here needs."""
+    pytest.importorskip("datasets")
+    cleanlab = pytest.importorskip("cleanlab")
+    torch.manual_seed(0)
+    x, y = torch.cat([torch.randn(40, 4) + 3 * side for side in (-1, 1)]), torch.arange(80) // 40
+    x[7] = x[9]
+    data, model = Samples(x, y), nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    graph = knn_graph(kinsight.neighbors(GradientKernel(model), data, data, 10))
+    audit = cleanlab.Datalab(data={"y": y.tolist()}, label_name="y", verbosity=0)
+    audit.find_issues(knn_graph=graph, issue_types={"near_duplicate": {}, "outlier": {}})
+    found = audit.get_issues("near_duplicate")["is_near_duplicate_issue"]
+    assert found[found].index.tolist() == [7, 9]
+
+
 def test_a_graph_of_neighbors(made: Any) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
