@@ -247,6 +247,11 @@ def picture_network() -> tuple[nn.Module, Samples]:
     return model.eval(), Samples(torch.rand(150, 1, 8, 8))
 
 
+WIDEST = {"soft": 0.3, "hard": 1.8, "power": 0.6}
+"""Half of an interval over the count itself, in the median, from sketches of 512 numbers. Measured: soft 0.13 and 0.23;
+hard 0 to 0.55 up to a threshold of 0.8, and 0.11 and 1.66 at 0.95, above which few samples are; power 0.05 and 0.52."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("made", [blobs, picture_network])
 def test_intervals_hold_the_exact_counts(made: Any, tmp_path: Path) -> None:
@@ -259,14 +264,17 @@ def test_intervals_hold_the_exact_counts(made: Any, tmp_path: Path) -> None:
         "hard": hard_count(kernel, samples, thresholds=taus, **options).values,
         "power": power_count(kernel, samples, **options).values,
     }
-    n_held: dict[str, list[float]] = {name: [] for name in exact}
+    held: dict[str, list[Tensor]] = {name: [] for name in exact}
+    widths: dict[str, list[Tensor]] = {name: [] for name in exact}
     for seed in range(20):
         index = Index.build(tmp_path / str(seed), kernel, samples, dim=512, seed=seed, **options)
         found = {"soft": index.soft_count(), "hard": index.hard_count(taus), "power": index.power_count()}
         for name, counts in found.items():
             assert counts.error is not None
             is_held = (counts.values - exact[name]).abs() <= 1.96 * counts.error + 1e-9
-            n_held[name].append(float(is_held.double().mean()))
-    for name, shares in n_held.items():
-        assert sum(shares) / len(shares) >= 0.93, name
-    assert float((1.96 * index.soft_count().error / exact["soft"]).median()) < 0.5
+            held[name].append(is_held.double().reshape(len(samples), -1).mean(dim=0))
+            widths[name].append((1.96 * counts.error / exact[name].clamp(min=1)).reshape(len(samples), -1))
+    for name in exact:  # at every threshold
+        shares, medians = torch.stack(held[name]).mean(dim=0), torch.cat(widths[name]).median(dim=0).values
+        assert float(shares.min()) >= 0.93, name
+        assert float(medians.max()) < WIDEST[name], name
