@@ -379,10 +379,11 @@ def _totals(parts: Parts, pairing: Pairing) -> Totals:
     """Sums of unit gradients by group, [c *shape] a parameter; samples of zero gradient add nothing."""
     assert pairing.groups is not None
     totals: Totals = {}
+    sizes = torch.bincount(pairing.groups[pairing.groups >= 0]).tolist()
     for number, place in enumerate(parts.places):
         fixed = parts.fixed(number).detached()
         for group, start, stop in _runs(pairing.groups[place]):
-            if group >= 0 and int((pairing.groups == group).sum()) > 1:
+            if group >= 0 and sizes[group] > 1:
                 known = totals.setdefault(group, {})
                 for name, value in fixed.rows(start, stop).total().items():
                     known[name] = value if name not in known else known[name] + value

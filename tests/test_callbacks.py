@@ -39,19 +39,19 @@ def network() -> nn.Module:
 
 
 class Classifier(nn.Module):
-    """Takes keywords and returns a loss and logits."""
+    """Takes keywords and returns the mean loss of a batch, which the trainer divides by those that it accumulates."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = network()
 
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        logits = self.net(x)
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.net(pixels)
         return {"logits": logits} if labels is None else {"loss": cross_entropy(logits, labels), "logits": logits}
 
 
 def rows(n: int = 32) -> list[dict[str, Tensor]]:
-    return [{"x": x, "labels": y} for x, y in zip(*data(n), strict=True)]
+    return [{"pixels": x, "labels": y} for x, y in zip(*data(n), strict=True)]
 
 
 def arguments(folder: Path, **options: Any) -> Any:
@@ -69,7 +69,7 @@ def trainer_of(folder: Path, model: nn.Module | None = None, **options: Any) -> 
 
 def inputs(n: int = 12) -> dict[str, Tensor]:
     x, y = data(n)
-    return {"x": x, "labels": y}
+    return {"pixels": x, "labels": y}
 
 
 def own_entries(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -123,7 +123,7 @@ def test_a_resumed_trainer_goes_on_looking_where_it_was(tmp_path: Path) -> None:
 
 def test_a_probe_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
-    of_transformers.SimilarityCallback(trainer, {"x": torch.randn(4, 7)})
+    of_transformers.SimilarityCallback(trainer, {"pixels": torch.randn(4, 7)})
     before = [parameter.clone() for parameter in trainer.model.parameters()]
     with pytest.raises(ModelCallError, match="Classifier"):
         trainer.train()
@@ -132,7 +132,7 @@ def test_a_probe_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Pa
 
 def test_training_goes_on_over_a_sample_that_is_not_finite(tmp_path: Path) -> None:
     probe = inputs()
-    probe["x"][2, 1] = torch.inf
+    probe["pixels"][2, 1] = torch.inf
     trainer = trainer_of(tmp_path)
     of_transformers.SimilarityCallback(trainer, probe, every=4)
     with pytest.warns(NonFiniteWarning, match=r"after 0 steps.*1 of 12 samples are nan or inf: \[2\]"):
@@ -182,19 +182,7 @@ def test_two_processes_wait_for_each_other_and_end(tmp_path: Path) -> None:
     assert len(found[0][1]) == 4
 
 
-class Averaging(nn.Module):
-    """Returns the mean loss of a batch; the trainer divides it by the number of batches that are accumulated."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = network()
-
-    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        logits = self.net(pixels)
-        return {"logits": logits} if labels is None else {"loss": cross_entropy(logits, labels), "logits": logits}
-
-
-class Dividing(Averaging):
+class Dividing(Classifier):
     """Divides its loss by the number of labels in all accumulated batches, as language models of that library do."""
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None, **kwargs: Any) -> dict[str, Tensor]:
@@ -210,7 +198,7 @@ def test_the_example_weighs_similarity_alike_however_a_model_divides_its_loss(tm
 
     trained = []
     options = {"gradient_accumulation_steps": 2, "max_steps": 2, "optim": "sgd", "max_grad_norm": 0.0}
-    for model in (Averaging(), Dividing()):
+    for model in (Classifier(), Dividing()):
         trainer = AlikeTrainer(model=model, args=arguments(tmp_path, **options), train_dataset=Images(data()))
         trainer.alike = kinsight.SimilarityLoss(model, "one_vs_rest", weight=1.0)
         trainer.train()
