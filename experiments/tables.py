@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scipy.stats import t as student
@@ -12,11 +12,11 @@ Record = Mapping[str, Any]
 """What one file of experiments/results holds."""
 
 
-def mean(values: Sequence[float]) -> str:
+def mean(values: Sequence[float], digits: int = 4) -> str:
     """A mean, and half its interval where there is more than one value."""
     if len(values) < 2:
-        return f"{values[0]:.4f}"
-    return f"{statistics.fmean(values):.4f} ± {half_interval(values):.4f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.fmean(values):.{digits}f} ± {half_interval(values):.{digits}f}"
 
 
 def half_interval(values: Sequence[float]) -> float:
@@ -24,12 +24,12 @@ def half_interval(values: Sequence[float]) -> float:
     return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
 
 
-def difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
+def difference(ours: Sequence[float], theirs: Sequence[float], digits: int = 4) -> str:
     """The mean of paired differences with its interval; bold where all of it is above 0."""
     off = [a - b for a, b in zip(ours, theirs, strict=True)]
     if len(off) < 2:
-        return f"{off[0]:+.4f}"
-    text = f"{statistics.fmean(off):+.4f} ± {half_interval(off):.4f}"
+        return f"{off[0]:+.{digits}f}"
+    text = f"{statistics.fmean(off):+.{digits}f} ± {half_interval(off):.{digits}f}"
     return f"**{text}**" if statistics.fmean(off) > half_interval(off) else text
 
 
@@ -39,14 +39,33 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def provenance(record: Record) -> str:
-    """Where the numbers come from."""
-    commits = sorted({seed["commit"] for seed in record["seeds"].values()})
-    machine = record["machine"]
+def provenance(*records: Record) -> str:
+    """Where the numbers of records come from that were made on one machine, by one command with other settings."""
+    (machine,) = {tuple(record["machine"][name] for name in ("processor", "threads", "torch")) for record in records}
+    runs = [run for record in records for run in record["seeds"].values()]
+    commits = sorted({run["commit"] for run in runs})
+    processor, threads, version = machine
     return (
-        f"`{record['command']}`, {_named(sorted(map(int, record['seeds'])))}; commit {', '.join(commits)}; "
-        f"{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}."
+        f"`{_command([record['command'] for record in records])}`, {_named(sorted({*map(int, _seeds(records))}))}; "
+        f"commit {', '.join(commits)}; {processor}, {threads} threads, torch {version}{_duration(runs)}."
     )
+
+
+def _seeds(records: Sequence[Record]) -> Iterator[str]:
+    return (seed for record in records for seed in record["seeds"])
+
+
+def _command(commands: Sequence[str]) -> str:
+    """What the commands begin with, and how each of them ends."""
+    split = [command.split() for command in commands]
+    common = [words[0] for words in zip(*split, strict=False) if len(set(words)) == 1]
+    return " ".join([*common, *(word for words in split for word in words[len(common) :])])
+
+
+def _duration(runs: Sequence[Mapping[str, Any]]) -> str:
+    """How long a seed takes, of those whose time is known."""
+    known = [run["seconds"] for run in runs if "seconds" in run]
+    return f"; {statistics.fmean(known) / 60:.2g} minutes a seed" if known else ""
 
 
 def _named(seeds: Sequence[int]) -> str:

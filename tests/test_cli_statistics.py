@@ -191,6 +191,26 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(out.splitlines()) == 4
 
 
+def test_a_report_compares_checkpoints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = load_model("shop:classes")
+    for number in range(3):
+        save_file(model.state_dict(), f"{number}.safetensors")
+        model[0].weight.data += 0.1
+    asked = ("report", "shop:classes", "npz:classes.npz", "--with", "0.safetensors", *QUIET)
+    answer(capsys, *asked, "--with", "1.safetensors", "--checkpoint", "2.safetensors", "--out", "page.html")
+    page = Path("page.html").read_text()
+    assert "The last two of 3 networks share" in page
+    assert "Agreement with 2.safetensors, the last" in page
+    for wrong, message in (
+        ((), "--with names checkpoints to compare: name the last one"),
+        (("--checkpoint", "0.safetensors"), "--with and --checkpoint name 0.safetensors, 0.safetensors"),
+    ):
+        status, _, err = run(capsys, *asked, *wrong, "--out", "other.html")
+        assert status == 2
+        assert err.startswith(f"error: {message}")
+    assert not Path("other.html").exists()
+
+
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [

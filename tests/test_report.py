@@ -1,6 +1,7 @@
 """The report holds what was found, loads nothing, and shows what comes from the data as text."""
 
 import base64
+import copy
 import hashlib
 import re
 from html.parser import HTMLParser
@@ -123,6 +124,48 @@ def test_noise_is_not_told_of_classes_and_of_too_many_values(
     assert "kinsight denoise" in render(many)
     strange = examine(kernel, kinsight.Samples(torch.randn(9, 1, 6, 6), torch.randn(9)))  # three outputs, one value
     assert "Noise cannot be told from these labels" in render(strange)
+
+
+def networks(n: int) -> dict[str, kinsight.GradientKernel]:
+    """Of one kind, each further away from the last; their names are hostile."""
+    torch.manual_seed(0)
+    last = nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.Tanh(), nn.Linear(8, 3))
+    found = {}
+    for number in range(n):
+        model = copy.deepcopy(last)
+        for parameter in model.parameters():
+            parameter.data += 0.3 * (n - 1 - number) * torch.randn_like(parameter)
+        found[f"{HOSTILE}{number}"] = kinsight.GradientKernel(model)
+    return found
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_how_stable_it_is_across_checkpoints(n: int) -> None:
+    data, kernels = images(), networks(n)
+    stability = kinsight.compare(kernels, data, k=3, n_bootstrap=50)
+    found = examine(list(kernels.values())[-1], data, stability=stability, n_volatile=4)
+    assert found.volatile == tuple(stability.volatility.argsort(descending=True).tolist()[:4])
+    text = render(found)
+    page = Page(text)
+    told = " ".join(page.words)
+    assert stability.summary() in told
+    assert "<script" not in text
+    assert not [tag for tag, attributes in page.tags if "style" in attributes]  # the policy would drop it
+    assert page.count("polyline") == (4 if n > 2 else 0)  # a curve each measure
+    values, low, high = (
+        float(each[0, -1]) for each in (stability.neighbors.values, stability.neighbors.low, stability.neighbors.high)
+    )
+    assert f"{values:.2f} ({low:.2f} to {high:.2f})" in told
+    assert sum(a.get("href") == "#stability" for _, a in page.tags) == 1
+    for place in found.volatile:
+        assert f"± {float(stability.volatility[place]):.0%} of ranks" in told
+
+
+def test_stability_is_of_this_data(kernel: kinsight.GradientKernel) -> None:
+    stability = kinsight.compare(networks(2), images(20), k=3, n_bootstrap=10)
+    with pytest.raises(InputError, match="stability= is of 20 samples, and the data has 24, or others by id"):
+        examine(kernel, images(), stability=stability)
+    assert "Stability" not in " ".join(Page(render(examine(kernel, images()))).words)
 
 
 def test_numbers_to_show(kernel: kinsight.GradientKernel) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kinsight.cli.loading import check_writable, index_of, kernel_of, samples_of
 from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
 from kinsight.cli.printing import print_rows
+from kinsight.errors import InputError
+
+if TYPE_CHECKING:
+    from kinsight.kernel import GradientKernel, Normalization
+    from kinsight.samples import Samples
+    from kinsight.stability import Stability
 
 
 def make_report(
@@ -26,6 +34,10 @@ def make_report(
     weight_decay: Annotated[
         float, typer.Option(min=0, help="Of training, as in torch.optim.SGD; for the noise of values.")
     ] = 0.0,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Weights of earlier checkpoints, in order, that are compared; may be repeated."),
+    ] = None,
     normalization: OptionalNormalization = None,
     index: Annotated[
         Path | None,
@@ -36,21 +48,62 @@ def make_report(
     from kinsight.explorer import write_report
 
     check_writable(out, overwrite=overwrite)
+    check_checkpoints(checkpoints or [], options.checkpoint)
     opened = None if index is None else index_of(index, normalization)
-    kernel = kernel_of(model, options)
+    kernel, samples = kernel_of(model, options), samples_of(data, options, limit=options.limit)
+    chosen = (normalization or Similarity.flat).value if opened is None else opened.normalization
     written = write_report(
         out,
         kernel,
-        samples_of(data, options, limit=options.limit),
+        samples,
         queries=None if queries is None else samples_of(queries, options),
         n_queries=n_queries,
         n_neighbors=n_neighbors,
         n_suspects=n_suspects,
         weight_decay=weight_decay,
-        normalization=(normalization or Similarity.flat).value,
+        normalization=chosen,
         index=opened,
+        stability=compared(model, kernel, samples, checkpoints or [], chosen, options),
         title=title,
         progress=not options.quiet,
     )
     said = [str(headline) for headline in written.headlines]
     print_rows([{"path": str(written.path), "bytes": written.n_bytes}], as_json=options.as_json, headlines=said)
+
+
+def check_checkpoints(checkpoints: list[Path], last: Path | None) -> None:
+    """Raise where what is compared is not one training, told by name.
+
+    Raises:
+        InputError: there is no last checkpoint, or one is named twice.
+    """
+    if not checkpoints:
+        return
+    if last is None:
+        raise InputError(
+            "--with names checkpoints to compare: name the last one, of which the report is, --checkpoint."
+        )
+    named = [*checkpoints, last]
+    if len(set(named)) < len(named):
+        raise InputError(f"--with and --checkpoint name {', '.join(map(str, named))}: name each of the weights once.")
+
+
+def compared(
+    model: str,
+    kernel: GradientKernel,
+    samples: Samples,
+    checkpoints: list[Path],
+    normalization: Normalization,
+    options: Options,
+) -> Stability | None:
+    """What earlier checkpoints have in common with the one the report is of."""
+    if not checkpoints:
+        return None
+    from kinsight.stability import compare
+
+    def kernels() -> Iterator[tuple[str, GradientKernel]]:
+        for path in checkpoints:
+            yield str(path), kernel_of(model, replace(options, checkpoint=path))
+        yield str(options.checkpoint), kernel
+
+    return compare(kernels(), samples, normalization=normalization, seed=options.seed)

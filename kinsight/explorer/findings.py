@@ -18,11 +18,13 @@ from kinsight.explorer.asking import Asker, asker
 from kinsight.explorer.noise import noisiest
 from kinsight.explorer.portraits import Painter, Portrait
 from kinsight.explorer.regimes import examples_of
+from kinsight.explorer.volatility import most_volatile
 from kinsight.fit import FitMap, Regime
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.labels import LabelSuspects
 from kinsight.neighbors import Neighbors
 from kinsight.samples import Samples
+from kinsight.stability import Stability
 
 if TYPE_CHECKING:
     from kinsight.index import Index
@@ -100,6 +102,8 @@ class Findings:
         noise: of labels, and what is left of it in predictions; None where it was not or could not be looked for.
         noisy: positions of samples that are shown, whose predictions keep most of it.
         no_noise: why there is none, where that is so; empty where targets are classes.
+        stability: what other checkpoints, or trainings, have in common with it; None where it was not passed.
+        volatile: positions of samples that are shown, whose counts they rank most differently.
     """
 
     title: str
@@ -120,6 +124,8 @@ class Findings:
     noise: Denoising | None = None
     noisy: tuple[int, ...] = ()
     no_noise: str = ""
+    stability: Stability | None = None
+    volatile: tuple[int, ...] = ()
 
     @property
     def undefined_ids(self) -> tuple[Id, ...]:
@@ -140,10 +146,12 @@ def examine(
     n_suspects: int = 24,
     n_examples: int = 6,
     n_noisy: int = 6,
+    n_volatile: int = 6,
     weight_decay: float = 0.0,
     normalization: Normalization = "flat",
     truth: Any = None,
     index: Index | None = None,
+    stability: Stability | None = None,
     title: str = "",
     progress: bool = False,
 ) -> Findings:
@@ -155,43 +163,40 @@ def examine(
         kernel: the gradient kernel of the network.
         data: whatever `Samples` takes.
         queries: samples whose neighbors are shown; some of the data, spread over its targets, where left out.
-        n_queries, n_neighbors: queries whose neighbors are shown, the first so many, and neighbors; 0 leaves any out.
-        n_lonely, n_crowded, n_suspects: samples with the lowest and highest soft counts, and suspects, that are shown.
-        n_examples, n_noisy: samples shown of each regime of fit, and of the predictions of values that keep most noise.
+        n_queries, n_neighbors, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile: how many of each are
+            shown, as `write_report` says; 0 leaves any out.
         weight_decay: of training, as in torch.optim.SGD: what is said of noise depends on it.
         normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
-        index: of the data, built with this kernel.
-        title: of the page; made of the model's name where left out.
-        progress: whether to show progress bars.
+        index, stability: of the data, built with this kernel; what `kinsight.compare` says of it and others.
+        title, progress: of the page, made of the model's name where left out; whether to show progress bars.
 
     Raises:
-        InputError: a number of samples to show is negative.
+        InputError: a number of samples to show is negative; the stability is of other data.
         WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
-    _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy)
+    _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile)
     samples = Samples.wrap(data)
+    volatile = most_volatile(stability, samples, n_volatile)
     right, asked = _as_truth(truth, samples), _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
+    painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     found, counts = None if asked is None else ask.neighbors(asked, n_neighbors), ask.soft_count()
-    suspects, reason = _suspects(ask, samples, n_suspects)
     lonely, crowded = _extremes(counts, n_lonely, n_crowded)
+    judged = _suspects(ask, painter, right, n_suspects)
     fit, examples, no_fit = _fit(ask, samples, n_examples)
     noise, noisy, no_noise = _noise(kernel, samples, n_noisy, weight_decay)
-    shown = sorted({*lonely, *crowded, *noisy, *chain(*examples.values()), *_places(found), *_places(suspects)})
+    shown = sorted({*lonely, *crowded, *noisy, *volatile, *chain(*examples.values()), *_places(found, judged[0])})
     ask.check(shown)
-    painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     return Findings(
         title or f"What {type(kernel.model).__name__} finds alike", _subject(kernel, painter, ask),
-        () if asked is None else _portraits_of(asked, painter), found, counts, lonely, crowded, suspects,
-        () if suspects is None else tuple(painter.words(target) for target in suspects.suggested), reason,
-        None if right is None or suspects is None else _checked(suspects, samples, right), painter.portraits(shown),
-        fit, examples, no_fit, noise, noisy, no_noise,
+        () if asked is None else _portraits_of(asked, painter), found, counts, lonely, crowded, *judged,
+        painter.portraits(shown), fit, examples, no_fit, noise, noisy, no_noise, stability, volatile,
     )  # fmt: skip
 
 
 def _check_counts(*counts: int) -> None:
-    names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples", "n_noisy")
+    names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples", "n_noisy", "n_volatile")
     for name, count in zip(names, counts, strict=True):
         if count < 0:
             raise InputError(f"{name} is {count}: it is a number of samples to show, 0 for none.")
@@ -217,17 +222,20 @@ def _queries(samples: Samples, queries: Any, n_queries: int) -> Samples | None:
     return Samples(samples.take(positions), preview=lambda place: samples.preview(positions[place]))
 
 
-def _suspects(ask: Asker, samples: Samples, n_suspects: int) -> tuple[LabelSuspects | None, str]:
-    """The suspects, or why there are none."""
+def _suspects(
+    ask: Asker, painter: Painter, right: Tensor | None, n_suspects: int
+) -> tuple[LabelSuspects | None, tuple[str, ...], str, TruthCheck | None]:
+    """The suspects, suggested labels in words, or why there are none; and how they compare with the truth."""
     if not n_suspects:
-        return None, "Suspected labels were not asked for."
-    if samples.targets is None:
-        return None, "The data has no labels, so there is nothing to contradict."
+        return None, (), "Suspected labels were not asked for.", None
+    if painter.samples.targets is None:
+        return None, (), "The data has no labels, so there is nothing to contradict.", None
     try:
         found = ask.label_suspects(n_suspects)
     except TargetError as error:
-        return None, f"The labels of this data cannot be judged. {error}"
-    return found, ""
+        return None, (), f"The labels of this data cannot be judged. {error}", None
+    check = None if right is None else _checked(found, painter.samples, right)
+    return found, tuple(painter.words(target) for target in found.suggested), "", check
 
 
 def _fit(ask: Asker, samples: Samples, n_examples: int) -> tuple[FitMap | None, dict[Regime, tuple[int, ...]], str]:
@@ -287,9 +295,9 @@ def _portraits_of(asked: Samples, painter: Painter) -> tuple[Portrait, ...]:
     return tuple(own.portraits(range(len(asked))).values())
 
 
-def _places(result: Neighbors | LabelSuspects | None) -> Iterator[int]:
-    """Positions in the data of all samples in a result."""
-    if result is not None:
+def _places(*results: Neighbors | LabelSuspects | None) -> Iterator[int]:
+    """Positions in the data of all samples in results."""
+    for result in (each for each in results if each is not None):
         tensors = [result.positions]
         if isinstance(result, LabelSuspects):
             tensors.append(result.supporter_positions)

@@ -13,6 +13,7 @@ from kinsight.explorer.noise import noise_fields
 from kinsight.explorer.pictures import chart, data_uri, written
 from kinsight.explorer.portraits import Portrait
 from kinsight.explorer.regimes import fit_fields
+from kinsight.explorer.volatility import stability_fields
 from kinsight.labels import LabelSuspects
 
 Fields: TypeAlias = dict[str, Any]
@@ -108,6 +109,9 @@ def page_of(findings: Findings) -> Fields:
         "no_fit": findings.no_fit,
         "noise": None if findings.noise is None else noise_fields(findings.noise, findings.noisy, samples),
         "no_noise": findings.no_noise,
+        "stability": None
+        if findings.stability is None
+        else stability_fields(findings.stability, findings.volatile, samples),
         "label_use": "Labels enter only where labels are judged."
         if subject.output != "loss"
         else "The output is the loss, so each sample’s own label enters its gradient.",

@@ -16,6 +16,7 @@ from kinsight.kernel import GradientKernel, Normalization
 
 if TYPE_CHECKING:
     from kinsight.index import Index
+    from kinsight.stability import Stability
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +49,12 @@ def write_report(
     n_suspects: int = 24,
     n_examples: int = 6,
     n_noisy: int = 6,
+    n_volatile: int = 6,
     weight_decay: float = 0.0,
     normalization: Normalization = "flat",
     truth: Any = None,
     index: Index | None = None,
+    stability: Stability | None = None,
     title: str = "",
     progress: bool = False,
 ) -> ReportSummary:
@@ -73,17 +76,20 @@ def write_report(
         n_suspects: suspected labels that are shown.
         n_examples: samples of each regime of over- and underfit that are shown; 0 leaves that out.
         n_noisy: samples shown whose predictions keep most noise of labels, where targets are values; 0 leaves that out.
+        n_volatile: samples shown that networks see most differently, where there is `stability`.
         weight_decay: of training, as in torch.optim.SGD: what is said of noise depends on it.
         normalization: which similarity, in all of it; that of the index, where there is one.
         truth: targets known to be right, [n], to compare the suspects with.
         index: of the data, built with this kernel: then counts and suspects are estimates from its sketches.
+        stability: what `kinsight.compare` says of this network and others, on this data: a section with a figure.
         title: of the page; made of the model's name where left out.
         progress: whether to show progress bars.
     """
     findings = examine(
         kernel, data, queries=queries, n_queries=n_queries, n_neighbors=n_neighbors, n_lonely=n_lonely,
-        n_crowded=n_crowded, n_suspects=n_suspects, n_examples=n_examples, n_noisy=n_noisy, weight_decay=weight_decay,
-        normalization=normalization, truth=truth, index=index, title=title, progress=progress,
+        n_crowded=n_crowded, n_suspects=n_suspects, n_examples=n_examples, n_noisy=n_noisy, n_volatile=n_volatile,
+        weight_decay=weight_decay, normalization=normalization, truth=truth, index=index, stability=stability,
+        title=title, progress=progress,
     )  # fmt: skip
     page = render(findings).encode()
     Path(path).write_bytes(page)

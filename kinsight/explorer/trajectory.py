@@ -14,6 +14,10 @@ from kinsight.errors import IndexExistsError, InputError
 from kinsight.stability import Stability
 
 WIDTH = 760.0
+
+MIN_NETWORKS = 3
+"""Of a trajectory: two that are compared with a last one."""
+
 _LEFT, _RIGHT, _TOP, _TALL = 56.0, 204.0, 76.0, 280.0
 _UPRIGHT, _ASLANT = 36.0, 86.0  # room under the axis for names
 _MAX_NAMES, _MAX_LETTERS, _LETTER = 12, 16, 6.5
@@ -83,7 +87,7 @@ def trajectory(stability: Stability) -> str:
 
 
 def _check_length(n_networks: int) -> None:
-    if n_networks < 3:
+    if n_networks < MIN_NETWORKS:
         raise InputError(f"A trajectory needs at least three networks, and there are {n_networks}: add checkpoints.")
 
 

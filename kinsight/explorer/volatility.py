@@ -1,0 +1,68 @@
+"""What the page says of stability: how far checkpoints see the same, and the samples that they see most differently."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
+from typing import Any
+
+from kinsight.agreement import Agreement
+from kinsight.errors import InputError
+from kinsight.explorer.pictures import chart
+from kinsight.explorer.trajectory import MIN_NETWORKS, trajectory
+from kinsight.samples import Samples
+from kinsight.stability import Stability
+
+MEASURES = ("neighbors", "similarities", "counts", "alignments")
+
+
+def most_volatile(stability: Stability | None, samples: Samples, n: int) -> tuple[int, ...]:
+    """The samples whose rank by soft count varies most between networks, by position.
+
+    Raises:
+        InputError: the stability is of other samples, by id.
+    """
+    if stability is None:
+        return ()
+    if stability.ids != samples.ids:
+        raise InputError(
+            f"stability= is of {len(stability.ids):,} samples, and the data has {len(samples):,}, or others by id: "
+            "pass what kinsight.compare says of this very data."
+        )
+    values = stability.volatility
+    order = values.nan_to_num(nan=-1.0).argsort(descending=True, stable=True).tolist()
+    return tuple(place for place in order[:n] if not isnan(values[place]))
+
+
+def stability_fields(stability: Stability, places: Sequence[int], samples: Mapping[int, Any]) -> dict[str, Any]:
+    """What the template reads.
+
+    Args:
+        stability: of all networks.
+        places: positions of samples that are shown.
+        samples: as the template shows them, by position.
+    """
+    last = len(stability.names) - 1
+    return {
+        "summary": stability.summary(),
+        "is_trusted": stability.trusted_from is not None,
+        "figure": trajectory(stability) if len(stability.names) >= MIN_NETWORKS else "",
+        "last": stability.names[last],
+        "rows": [
+            {"name": name, "measures": list(_measures(stability, place, last))}
+            for place, name in enumerate(stability.names[:last])
+        ],
+        "chart": chart(stability.volatility.tolist(), "volatilities"),
+        "shown": [
+            {"sample": samples[place], "volatility": f"± {float(stability.volatility[place]):.0%} of ranks"}
+            for place in places
+        ],
+    }
+
+
+def _measures(stability: Stability, first: int, second: int) -> Iterator[str]:
+    """How far two networks agree, in each measure, with intervals."""
+    for name in MEASURES:
+        found: Agreement = getattr(stability, name)
+        value, low, high = (float(each[first, second]) for each in (found.values, found.low, found.high))
+        yield "–" if isnan(value) else f"{value:.2f} ({low:.2f} to {high:.2f})"
