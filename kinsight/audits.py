@@ -30,12 +30,33 @@ class Strangers:
     Args:
         ids: q of them.
         sketches: made as those of the index are, [q dim].
+        norms: of their gradients, over all outputs, [q].
+        outputs: the output function's values, [q c].
         rows: where they lie in the index, [q]; -1 where they do not.
     """
 
     ids: tuple[Id, ...]
     sketches: Tensor
+    norms: Tensor
+    outputs: Tensor
     rows: Tensor
+
+
+def each_with_itself(store: Store, queries: Strangers | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Sketches of all samples, or queries; those that the index has of them; and the rows of these. Block by block.
+
+    Yields:
+        Two of [q dim], float64, and one of [q]. The row of a query that the index has not is -1, its sketch there any.
+    """
+    if queries is None:
+        for first, values in sketches_of(store):
+            wide = values.double()
+            yield wide, wide, torch.arange(first, first + len(wide))
+        return
+    for start in range(0, len(queries.ids), HELD):
+        rows = queries.rows[start : start + HELD]
+        known = matrix_of(store.take(ROWS, rows.clamp(min=0).tolist(), ["sketch"])["sketch"])
+        yield queries.sketches[start : start + HELD].double(), known.double(), rows
 
 
 def cosines(store: Store, rows: Tensor | Strangers | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -75,15 +96,11 @@ def soft_counts(
     for _, values in sketches_of(store):
         total += values.double().sum(dim=0)
     counts, undefined = [], []
-    for _, values in sketches_of(store) if queries is None else [(0, queries.sketches)]:
-        wide, itself = values.double(), values.double()
-        is_there = torch.ones(len(wide), dtype=torch.double)
-        if queries is not None:
-            is_there = (queries.rows >= 0).double()
-            itself = matrix_of(store.take(ROWS, queries.rows.clamp(min=0).tolist(), ["sketch"])["sketch"]).double()
+    for wide, itself, rows in each_with_itself(store, queries):
+        is_there = (rows >= 0).double()
         others = wide @ total - is_there * (wide * itself).sum(dim=1)  # x itself is known exactly
         counts.append(others + is_there * include_self)
-        undefined.append(~values.any(dim=1))
+        undefined.append(~wide.any(dim=1))
     found, is_undefined = torch.cat(counts), torch.cat(undefined)
     errors = excess * ((total.square().sum() + found.square()) / dim).sqrt()
     found[is_undefined] = errors[is_undefined] = torch.nan

@@ -50,6 +50,19 @@ class DenoisingSums:
         for row, id_ in enumerate(self.ids):
             yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
 
+    def summary(self) -> str:
+        """In words."""
+        factors = self.factors
+        known = factors[~factors.isnan()]
+        n_unknown = len(self) - len(known)
+        if not len(known):
+            return f"For none of {len(self):,} samples is there a denoising factor: sums of the kernel cancel."
+        text = (
+            f"Means of labels around half of {len(self):,} samples keep {float(known.median()):.1%} of the noise of "
+            "one label, or more"
+        )
+        return f"{text}; for {n_unknown:,} sums cancel, or estimates are too far off." if n_unknown else f"{text}."
+
     @property
     def factors(self) -> Tensor:
         """D: standard deviation of the kernel-weighted mean of labels, over that of the noise of one label. [n].

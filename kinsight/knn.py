@@ -74,6 +74,18 @@ class NeighborTable:
                 if place >= 0:
                     yield dict(zip(self.columns, (query, rank, self.ids[place], value), strict=True))
 
+    def summary(self) -> str:
+        """In words."""
+        if not int((self.positions >= 0).sum()):
+            return f"None of {len(self):,} samples has a neighbor."
+        ((row, n),) = self.hubs(1)
+        preferred = "a few are everybody's" if self.skewness > 1 else "none is everybody's"
+        return (
+            f"Neighbors of {len(self):,} samples, {self.positions.shape[1]} each: {preferred} (skewness "
+            f"{self.skewness:.2g}), and the first hub, {self.ids[row]!r}, is among those of {n:,}. Similarities are "
+            f"off by {self.error:.2g} (root mean square)."
+        )
+
     def duplicates(self, least: float) -> list[list[int]]:
         """Groups of samples that chains of neighbors with at least this similarity connect, the largest first."""
         rows, columns = torch.nonzero(self.similarities >= least, as_tuple=True)

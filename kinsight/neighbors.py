@@ -47,6 +47,21 @@ class Neighbors:
             for rank, (neighbor, value) in enumerate(zip(ids, values, strict=False), 1):
                 yield dict(zip(self.columns, (query, rank, neighbor, value), strict=True))
 
+    def summary(self) -> str:
+        """In words."""
+        first = self.similarities[:, :1].flatten()
+        first = first[~first.isnan()]
+        if not len(first):
+            return f"None of {len(self):,} queries has a neighbor: there is no sample, or gradients are zero."
+        least = float(first.min())
+        text = (
+            f"Half of {len(self):,} queries have a nearest neighbor of similarity {float(first.median()):.3f} or more; "
+            f"the one that is most alone has {least:.3f}"
+        )
+        text += "" if self.error is None else f", each off by {self.error:.2g} (root mean square)"
+        n_alone = len(self) - len(first)
+        return f"{text}; {n_alone:,} have none, their gradients being zero." if n_alone else f"{text}."
+
 
 def neighbors(
     kernel: GradientKernel,

@@ -21,6 +21,7 @@ from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
 from kinsight.identity import check_identity
 from kinsight.kernel import GradientKernel
+from kinsight.kernel_products import Weighting
 from kinsight.labels import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
 from kinsight.leave_one_out import by_features
 from kinsight.neighbors import self_positions
@@ -28,7 +29,7 @@ from kinsight.outputs import kind_of_output
 from kinsight.progress import progress_bar
 from kinsight.samples import Samples
 from kinsight.sketch import sketch
-from kinsight.sketched import averages_of, support_of
+from kinsight.sketched import averages_of, check_kernel_known, support_of
 from kinsight.uncertainty import Support
 from kinsight.unit_gradients import warn_undefined
 from kinsight.votes import Ballots, Task, check_power, check_targets, shares_of
@@ -138,11 +139,13 @@ class Questions(Contents):
             raise InputError("Queries that are inputs need kernel=, to sketch them as the index's samples were.")
         check_identity(kernel, self.about["kernel"], f"Index {str(self.folder)!r}")
         samples = Samples.wrap(queries)
-        batches = samples.batches(kernel.block_size(samples))
         how = {"seed": self.about["seed"], "normalization": self.normalization}
-        sketches = torch.cat([sketch(kernel, batch, self.dim, **how).values for batch in batches])
+        parts = [sketch(kernel, batch, self.dim, **how) for batch in samples.batches(kernel.block_size(samples))]
+        sketches, norms, outputs = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "outputs")
+        )
         rows = torch.full((len(samples),), -1) if data is None else self_positions(samples, Samples.wrap(data))
-        return Strangers(samples.ids, sketches, rows)
+        return Strangers(samples.ids, sketches, norms.double(), outputs, rows)
 
     def denoising_sums(self) -> DenoisingSums:
         """Sums of the kernel and of its square around every sample: what denoising factors are made of.
@@ -152,11 +155,7 @@ class Questions(Contents):
         Raises:
             InputError: the sketches are of whitened gradients of several outputs, which say nothing of the kernel.
         """
-        if self.normalization != "flat" and self.outputs.shape[1] > 1:
-            raise InputError(
-                "Denoising sums need the kernel itself, and this index has sketches of whitened gradients of "
-                f"{self.outputs.shape[1]} outputs: build one with normalization='flat'."
-            )
+        check_kernel_known(self, "Denoising sums")
         return denoising_sums(self.store, self.ids, self.norms, *self.error_of_inner_products, self.excess)
 
     def label_suspects(
@@ -213,31 +212,63 @@ class Questions(Contents):
             progress=progress,
         )  # fmt: skip
 
-    def averages(self, *, include_self: bool = True, task: Task | None = None) -> Averages:
-        """Means of labels, and of what the network says, around every sample, weighted by similarity.
+    def averages(
+        self,
+        queries: Any = None,
+        *,
+        kernel: GradientKernel | None = None,
+        data: Any = None,
+        weighting: Weighting | None = None,
+        include_self: bool = True,
+        task: Task | None = None,
+    ) -> Averages:
+        """Means of labels, and of what the network says, around every sample, or query, weighted by similarity.
 
         From sketches, in linear time; `weights` and `labels` have standard errors. See `kinsight.averages`.
 
+        Args:
+            queries, kernel, data: what is averaged around, in place of the samples of the index; see `soft_count`.
+            weighting: the index's similarity where left out; or the 'kernel' itself, which denoising is about: shifts
+                and residuals are those of self-denoising then, for one output.
+            include_self: whether a sample that is in the data counts itself.
+            task: 'classification' or 'regression'; by the targets' type where left out.
+
         Raises:
             TargetError: the index has no targets, or of the wrong kind.
+            InputError: the sketches are of another similarity, or say nothing of the kernel.
         """
-        return averages_of(self, self._labels(task), include_self=include_self)
+        if weighting == "kernel":
+            check_kernel_known(self, "Averages weighted by the kernel")
+        elif weighting not in (None, self.normalization):
+            raise InputError(
+                f"weighting is {weighting!r}, and the index is of {self.normalization!r} similarity: leave it out, or "
+                "pass 'kernel'."
+            )
+        strangers = self._strangers(queries, kernel, data)
+        chosen = self.normalization if weighting is None else weighting
+        return averages_of(self, self._labels(task), strangers, weighting=chosen, include_self=include_self)
 
-    def uncertainty(self, *, progress: bool = False) -> Support:
-        """How uncertain the network is of every sample, from the cosines of sketches; see `kinsight.uncertainty`.
+    def uncertainty(
+        self, queries: Any = None, *, kernel: GradientKernel | None = None, data: Any = None, progress: bool = False
+    ) -> Support:
+        """How uncertain the network is of every sample, or query, from the cosines of sketches.
+
+        See `kinsight.uncertainty`, and `soft_count` for what `queries`, `kernel` and `data` are.
 
         Raises:
             InputError: the index is of several outputs.
         """
-        return support_of(self, is_signed=False, progress=progress)
+        return support_of(self, self._strangers(queries, kernel, data), is_signed=False, progress=progress)
 
-    def signed_support(self) -> Support:
-        """sum_y k(x, y) / k(x, x) for every sample, from sketches, in linear time; see `kinsight.signed_support`.
+    def signed_support(self, queries: Any = None, *, kernel: GradientKernel | None = None, data: Any = None) -> Support:
+        """sum_y k(x, y) / k(x, x) for every sample, or query, from sketches, in linear time.
+
+        See `kinsight.signed_support`, and `soft_count` for what `queries`, `kernel` and `data` are.
 
         Raises:
             InputError: the index is of several outputs.
         """
-        return support_of(self, is_signed=True, progress=False)
+        return support_of(self, self._strangers(queries, kernel, data), is_signed=True, progress=False)
 
     def fit_map(
         self,
@@ -259,7 +290,7 @@ class Questions(Contents):
         labels = self._labels(task)
         check_comparable(labels)
         if power == 1:
-            around = Around.by_averages(averages_of(self, labels, include_self=False))
+            around = Around.by_averages(averages_of(self, labels, weighting=self.normalization, include_self=False))
         else:
             said = labels.said(self.outputs.double())
             assert said is not None

@@ -124,6 +124,30 @@ def test_the_similarity_is_the_librarys_or_the_indexs(
     assert answer(capsys, verb, "--index", "ours", "--quiet", *ids)["normalization"] == other
 
 
+def test_denoising_factors_of_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD, "--normalization", "flat")
+    found = answer(capsys, "denoise", "--index", "ours", "--quiet")
+    sums = kinsight.Index("ours").denoising_sums()
+    assert [row["factors"] for row in found["rows"]] == pytest.approx(sums.factors.tolist(), nan_ok=True)
+    assert found["summary"] == sums.summary()
+    for option in (("--weight-decay", "0.1"), ("--probes", "8"), ("--decayed", "*"), ("--method", "exact")):
+        status, _, err = run(capsys, "denoise", "--index", "ours", "--quiet", *option)
+        assert status == 2
+        assert err.startswith(f"error: {option[0]} is of what is left in predictions")
+
+
+def test_neighbors_as_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, *BUILD)
+    found = answer(capsys, "neighbors", "--index", "ours", "-k", "3", *QUIET[:1])
+    written = answer(capsys, "neighbors", "--index", "ours", "-k", "3", "--out", "near.csv", *QUIET[:1])
+    assert written["rows"] == [{"file": "near.csv", "rows": len(found["rows"])}]
+    heading, *lines = Path("near.csv").read_text().splitlines()
+    assert heading.split(",") == list(found["rows"][0])
+    assert len(lines) == len(found["rows"])
+    answer(capsys, "neighbors", "--index", "ours", "--duplicates", "1", "--out", "none.parquet", *QUIET[:1])
+    assert Path("none.parquet").exists()
+
+
 def test_a_report_from_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(capsys, *BUILD)
     (written,) = answer(capsys, "report", "shop:build", "npz:data.npz", "--index", "ours", *QUIET)["rows"]

@@ -46,8 +46,25 @@ def results(kernel: GradientKernel, data: Samples, index: kinsight.Index) -> lis
         kinsight.uncertainty(kernel, data), kinsight.signed_support(kernel, data), kinsight.fit_map(kernel, data),
         kinsight.denoise(kernel, values), kinsight.label_suspects(kernel, data), label_conflicts(kernel, data),
         kinsight.compare({"a": kernel, "b": kernel}, data, k=3, n_bootstrap=10), index.denoising_sums(),
-        index.build_neighbors(k=3),
+        index.build_neighbors(k=3), index.neighbors(ids=data.ids[:4], k=3),
     ]  # fmt: skip
+
+
+def test_summaries_where_there_is_little_to_say(tmp_path: Path) -> None:
+    zero = GradientKernel(nn.Linear(2, 1, bias=False))
+    with pytest.warns(kinsight.errors.ZeroGradientWarning):
+        found = kinsight.neighbors(zero, torch.zeros(3, 2), torch.ones(4, 2), 2)
+    assert found.summary() == "None of 3 queries has a neighbor: there is no sample, or gradients are zero."
+    with pytest.warns(kinsight.errors.ZeroGradientWarning):
+        found = kinsight.neighbors(zero, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(4, 2), 2)
+    assert found.summary().startswith("Half of 2 queries have a nearest neighbor of similarity 1.000 or more")
+    assert found.summary().endswith("1 have none, their gradients being zero.")
+    cancel = kinsight.Index.build(tmp_path / "cancel", zero, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), dim=64)
+    assert cancel.denoising_sums().summary() == (
+        "For none of 2 samples is there a denoising factor: sums of the kernel cancel."
+    )
+    alone = kinsight.Index.build(tmp_path / "alone", zero, torch.ones(1, 2), dim=64)
+    assert alone.build_neighbors(k=2).summary() == "None of 1 samples has a neighbor."
 
 
 def test_every_result_is_a_file_and_has_a_summary(made: Any, tmp_path: Path) -> None:
@@ -68,9 +85,8 @@ def test_every_result_is_a_file_and_has_a_summary(made: Any, tmp_path: Path) -> 
         for name, value in rows[0].items():
             if isinstance(value, list | tuple):
                 assert json.loads(read[0][name]) == _listed(value)
-        if hasattr(result, "summary"):
-            assert result.summary().endswith(".")
-            assert "nan" not in result.summary()
+        assert result.summary().endswith(".")
+        assert "nan" not in result.summary()
 
 
 def _listed(value: Any) -> Any:

@@ -25,7 +25,7 @@ def samples(n_outputs: int) -> Samples:
     generator = torch.Generator().manual_seed(1)
     x = (2 * nn.functional.one_hot(y, 4) + torch.randn(N, 4, generator=generator)).double()
     values = x[:, :1] + 0.1 * torch.randn(N, 1, generator=generator).double()
-    return Samples(x, values if n_outputs == 1 else y, class_names=["a", "b", "c"])
+    return Samples(x, values if n_outputs == 1 else y, ids=range(N), class_names=["a", "b", "c"])
 
 
 def built(folder: Path, n_outputs: int, seed: int = 0, **how: Any) -> tuple[GradientKernel, Samples, Index]:
@@ -34,15 +34,28 @@ def built(folder: Path, n_outputs: int, seed: int = 0, **how: Any) -> tuple[Grad
     return kernel, data, Index.build(folder / f"{n_outputs}-{seed}", kernel, data, seed=seed, **how)
 
 
-@pytest.mark.parametrize("include_self", [True, False])
-@pytest.mark.parametrize("n_outputs", [1, 3])
-def test_averages_are_within_their_errors(n_outputs: int, include_self: bool, tmp_path: Path) -> None:
+def partly_new(data: Samples) -> Samples:
+    """The first half of the data, and as many samples that are not in it."""
+    x = data.take(range(N // 2)).inputs
+    new = x + torch.randn(x.shape, generator=torch.Generator().manual_seed(5)).double()
+    return Samples(torch.cat([x, new]), ids=[*range(N // 2), *range(1000, 1000 + N // 2)])
+
+
+@pytest.mark.parametrize(
+    ("n_outputs", "include_self", "is_of_queries", "weighting"),
+    [(1, True, False, "flat"), (1, False, True, "kernel"), (3, True, True, "flat"), (3, False, False, "kernel")],
+)
+def test_averages_are_within_their_errors(
+    n_outputs: int, include_self: bool, is_of_queries: bool, weighting: Any, tmp_path: Path
+) -> None:
     off: dict[str, list[torch.Tensor]] = {"weights": [], "labels": []}
     for seed in range(SEEDS):
         kernel, data, index = built(tmp_path, n_outputs, seed)
-        truth = kinsight.averages(kernel, data, weighting="flat", include_self=include_self)
-        found = index.averages(include_self=include_self)
-        assert (found.ids, found.classes, found.weighting, found.n_data) == (data.ids, truth.classes, "flat", N)
+        queries = partly_new(data) if is_of_queries else None
+        how = {"weighting": weighting, "include_self": include_self}
+        truth = kinsight.averages(kernel, data, queries, **how)
+        found = index.averages(queries, kernel=kernel if is_of_queries else None, data=data, **how)
+        assert (found.ids, found.classes, found.weighting, found.n_data) == (truth.ids, truth.classes, weighting, N)
         assert found.labels_error is not None
         off["weights"].append((found.weights - truth.weights) / found.weights_error)
         is_sure = (found.weights_error < 0.1 * found.weights.abs()) & ~found.labels.isnan().any(dim=1)
@@ -70,6 +83,19 @@ def test_with_exact_sketches_everything_is_exact(tmp_path: Path) -> None:
     sure, signed = kinsight.uncertainty(kernel, data), kinsight.signed_support(kernel, data)
     assert error(index.uncertainty().sums, sure.sums) < half
     assert error(index.signed_support().sums, signed.sums) < half
+    queries = partly_new(data)
+    asked = {"queries": queries, "kernel": kernel, "data": data}
+    assert error(index.uncertainty(**asked).sums, kinsight.uncertainty(kernel, data, queries).sums) < half
+    assert error(index.signed_support(**asked).sums, kinsight.signed_support(kernel, data, queries).sums) < half
+    truth = kinsight.averages(kernel, data, weighting="kernel")  # what self-denoising is about
+    plain = kinsight.denoise(kernel, data)
+    found = index.averages(weighting="kernel")
+    assert found.shifts is not None
+    assert found.residuals is not None
+    is_known = truth.shares.abs() > 0.05
+    assert error(found.labels[is_known], plain.means[is_known]) < 10 * half
+    assert error(found.shifts[is_known], plain.shifts[is_known]) < 10 * half
+    assert error(found.residuals[is_known], plain.residuals[is_known]) < 10 * half
 
 
 def test_support_is_within_its_error(tmp_path: Path) -> None:
@@ -120,6 +146,13 @@ def test_questions_that_the_sketches_do_not_answer(tmp_path: Path) -> None:
             question()
     with pytest.raises(InputError, match="power is 0"):
         index.fit_map(power=0)
+    with pytest.raises(InputError, match="weighting is 'whitened', and the index is of 'flat' similarity"):
+        index.averages(weighting="whitened")
+    with pytest.raises(InputError, match="Queries that are inputs need kernel="):
+        index.averages(data.take([1]))
+    _, _, whitened = built(tmp_path, 3, seed=1, normalization="whitened")
+    with pytest.raises(InputError, match="Averages weighted by the kernel need the kernel itself"):
+        whitened.averages(weighting="kernel")
     with pytest.raises(InputError, match="There are 2 groups and 120 samples"):
         index.fit_map(groups=["a", "b"])
     assert set(index.fit_map().groups or ()) == {"a", "b", "c"}

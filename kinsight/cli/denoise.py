@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Options, OutFile, Queries
+from kinsight.cli.loading import asked, index_alone, samples_of
+from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, Options, OutFile, Queries
 from kinsight.cli.printing import print_answer
+from kinsight.errors import InputError, UnknownNameError
+
+N_PROBES = 64
 
 
 class How(StrEnum):
@@ -24,9 +27,9 @@ class How(StrEnum):
 
 
 def print_denoising(
-    model: Model,
-    data: Data,
     options: Options,
+    model: OptionalModel = None,
+    data: OptionalData = None,
     queries: Queries = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of training, as in torch.optim.SGD.")] = 0.0,
     loss_scale: Annotated[
@@ -40,13 +43,26 @@ def print_denoising(
     method: Annotated[
         How, typer.Option(help="exact: matrices of all pairs; estimate: linear time, with errors; auto: by size.")
     ] = How.auto,
-    n_probes: Annotated[int, typer.Option("--probes", min=2, help="Random probes of an estimate.")] = 64,
+    n_probes: Annotated[int, typer.Option("--probes", min=2, help="Random probes of an estimate.")] = N_PROBES,
+    index: AskedIndex = None,
     out: OutFile = None,
 ) -> None:
-    """How much of the noise of its labels is left in what the network predicts, for values learned by least squares."""
+    """How much of the noise of its labels is left in what the network predicts, for values learned by least squares.
+
+    Of an index: denoising factors, which need no equations solved, and nothing of how it was trained.
+    """
     from kinsight.denoising import denoise
 
-    kernel, samples = kernel_of(model, options), samples_of(data, options, limit=options.limit)
+    if index is not None:
+        of_training = {
+            "--queries": queries, "--weight-decay": weight_decay, "--loss-scale": loss_scale, "--decayed": decayed,
+            "--method": method is not How.auto, "--probes": n_probes != N_PROBES,
+        }  # fmt: skip
+        _check_unset(of_training)
+        sums = index_alone(index, None, options, model, data).denoising_sums()
+        print_answer(sums.rows(), options, out, summary=sums.summary(), method="sketches")
+        return
+    kernel, samples = asked(model, data, options)
     found = denoise(
         kernel, samples, None if queries is None else samples_of(queries, options), weight_decay=weight_decay,
         loss_scale=loss_scale, decayed=_decaying(kernel.parameters, decayed), method=method.value, n_probes=n_probes,
@@ -65,12 +81,20 @@ def print_denoising(
     )  # fmt: skip
 
 
+def _check_unset(options: Mapping[str, Any]) -> None:
+    """Raise where an option was passed that says nothing to sketches."""
+    for name, value in options.items():
+        if value:
+            raise InputError(
+                f"{name} is of what is left in predictions, which equations with the kernel itself tell, and this asks "
+                "the sketches of --index for denoising factors: leave it out. Or leave --index out."
+            )
+
+
 def _decaying(parameters: Iterable[str], patterns: list[str] | None) -> list[str] | None:
     """Names that fit any of the patterns."""
     if not patterns:
         return None
-    from kinsight.errors import UnknownNameError
-
     names = list(parameters)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

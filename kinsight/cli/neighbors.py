@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinsight.cli.loading import asked, index_alone, index_of, kernel_of, positions_of, samples_of
-from kinsight.cli.options import OptionalData, OptionalModel, OptionalNormalization, Options, Queries, Similarity
-from kinsight.cli.printing import print_rows
+from kinsight.cli.options import (
+    OptionalData,
+    OptionalModel,
+    OptionalNormalization,
+    Options,
+    OutFile,
+    Queries,
+    Similarity,
+)
+from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,18 +47,19 @@ def print_neighbors(
     hubs: Annotated[
         int | None, typer.Option(min=1, help="Instead: so many samples of --index that are neighbors of most others.")
     ] = None,
+    out: OutFile = None,
 ) -> None:
     """The samples the network finds most similar to each query."""
     if index is not None:
         is_alone = queries is None and model is None and data is None
         opened = index_alone(index, normalization, options, model, data) if is_alone else index_of(index, normalization)
         if is_alone and not ids:
-            _print_of_all(opened, k, duplicates, hubs, options)
+            _print_of_all(opened, k, duplicates, hubs, options, out)
             return
         if duplicates is None and hubs is None:
             found = _from_index(opened, model, data, queries, ids, k, options)
             facts: dict[str, Any] = {"normalization": found.normalization, "error": found.error}
-            print_rows(found.rows(), as_json=options.as_json, **facts)
+            print_answer(found.rows(), options, out, columns=found.columns, summary=found.summary(), **facts)
             return
     if duplicates is not None or hubs is not None:
         raise InputError(
@@ -65,23 +74,28 @@ def print_neighbors(
         rows = Samples(rows.take(positions_of(rows, ids)))
     chosen = normalization or Similarity.whitened
     found = neighbors(kernel, rows, samples, k, normalization=chosen.value, progress=not options.quiet)
-    print_rows(found.rows(), as_json=options.as_json, normalization=chosen.value)
+    print_answer(found.rows(), options, out, columns=found.columns, summary=found.summary(), normalization=chosen.value)
 
 
-def _print_of_all(index: Index, k: int, duplicates: float | None, hubs: int | None, options: Options) -> None:
+def _print_of_all(
+    index: Index, k: int, duplicates: float | None, hubs: int | None, options: Options, out: Path | None
+) -> None:
     """Neighbors of every sample of an index, which keeps them; or what these say of the data."""
     if duplicates is not None and hubs is not None:
         raise InputError("--duplicates and --hubs are two questions: ask one at a time.")
     table = index.build_neighbors(k, progress=not options.quiet)
     facts: dict[str, Any] = {"normalization": index.normalization, "error": index.error}
     rows: Iterable[dict[str, Any]] = table.rows()
+    columns: tuple[str, ...] = table.columns
     if duplicates is not None:
         groups = table.duplicates(duplicates)
         rows = ({"group": number, "id": table.ids[row]} for number, group in enumerate(groups) for row in group)
+        columns = ("group", "id")
     elif hubs is not None:
         rows = ({"id": table.ids[row], "neighbor_of": count} for row, count in table.hubs(hubs))
         facts |= {"k": k, "skewness": table.skewness}
-    print_rows(rows, as_json=options.as_json, **facts)
+        columns = ("id", "neighbor_of")
+    print_answer(rows, options, out, columns=columns, summary=table.summary(), **facts)
 
 
 def _from_index(
