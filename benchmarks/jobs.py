@@ -49,7 +49,7 @@ def parsed(options: argparse.ArgumentParser) -> argparse.Namespace:
     given.typed = [
         f"--{key} {each:g}" if isinstance(each, float) else f"--{key} {shlex.quote(str(each))}"
         for key, value in vars(given).items()
-        if key not in ("networks", "results", "job", "folder") and value != options.get_default(key)
+        if key not in ("networks", "results", "job", "folder", "statistic") and value != options.get_default(key)
         for each in (value if isinstance(value, list) else [value])
     ]
     return given

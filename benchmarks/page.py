@@ -89,6 +89,7 @@ _SOFT_COUNT = {"epochs": 2.5, "memory_growth": 1.2, "times_allowed_bytes": 1.0}
 _PLAN = {"seconds_off": 1.25, "bytes_off": 1.25}
 _LOSS = {"times_step": 5.0, "times_step_by_groups": 5.0, "times_step_bytes": 2.5, "times_step_bytes_by_groups": 2.5}
 _BFLOAT16 = {"error": 2.5e-2}
+_LINEAR = {"off_linear": 0.05}
 _BLOCKS = {"times_ahead": 3.0, "times_allowed_bytes": 1.0}
 
 MARKS: dict[str, dict[str, float]] = {
@@ -123,8 +124,14 @@ MARKS: dict[str, dict[str, float]] = {
     "search-mnist-recall-n4000": {"recall": 0.99},
     "search-fashion-mnist-recall-n60000": {"recall": 0.99},
     "search-fashion-mnist-query-n1000000-dim1024": {"query_seconds": 0.05},
-    "linear-mlp-n60000": {"off_linear": 0.05},
-    "linear-lenet-n60000": {"off_linear": 0.05},
+    "linear-mlp-averages-n60000": _LINEAR,
+    "linear-mlp-soft_count-n60000": _LINEAR,
+    "linear-mlp-signed_support-n60000": _LINEAR,
+    "linear-mlp-fit_map-n60000": _LINEAR,
+    "linear-lenet-averages-n60000": _LINEAR,
+    "linear-lenet-soft_count-n60000": _LINEAR,
+    "linear-lenet-signed_support-n60000": _LINEAR,
+    "linear-lenet-fit_map-n60000": _LINEAR,
     "loss-lenet-n64-c1": _LOSS,
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
@@ -198,8 +205,9 @@ next to a scan of all sketches, and to approximate search with the true similari
     "linear": (
         "Linear time",
         """\
-Means of labels around all n samples, their variance, shift and residual, one output. The slope is that of the logarithm
-of time over that of the number of samples, from a sixtieth of n to n.""",
+Around all n samples, one output: means of labels, their variance, shift and residual (`averages`); soft counts; sums of
+influences with their signs (`signed_support`); the map of over- and underfit by similarities to the power 1. The slope
+is that of the logarithm of time over that of the number of samples, from a sixtieth of n to n.""",
     ),
     "loss": (
         "Losses on similarity",

@@ -61,6 +61,12 @@ def test_by_hand(found: Stability) -> None:
     spread = (torch.stack(by_rank) / (N - 1)).std(dim=0, correction=0)
     torch.testing.assert_close(found.volatility, spread)
     first, last = (kernels[place].flat_similarity(x) for place in (0, 2))
+    correlations = []
+    for row in range(N):  # of every sample's similarities to all others, by rank
+        others = torch.arange(N) != row
+        both = torch.stack([each[row, others].argsort().argsort().double() for each in (first, last)])
+        correlations.append(float(torch.corrcoef(both)[0, 1]))
+    assert float(found.similarities.values[0, 2]) == pytest.approx(sum(correlations) / N, abs=1e-4)  # but for ties
     aligned = unbiased(first, last) / (unbiased(first, first) * unbiased(last, last)) ** 0.5
     assert float(found.alignments.values[0, 2]) == pytest.approx(aligned, abs=1e-6)
 
@@ -89,6 +95,22 @@ def test_who_agrees_with_whom(found: Stability) -> None:
     record = list(found.pairs())[2]
     assert (record["first"], record["second"]) == ("later", "end")
     assert record["neighbors_interval"][0] <= record["neighbors"] <= record["neighbors_interval"][1]
+
+
+@pytest.mark.parametrize(
+    ("low", "first"),
+    [
+        ([[1, 0.6, 0.6], [0.6, 1, 0.6], [0.6, 0.6, 1]], "start"),
+        ([[1, 0.6, 0.6], [0.6, 1, 0.4], [0.6, 0.4, 1]], None),  # the first agrees with each, and they do not
+        ([[1, 0.6, 0.4], [0.6, 1, 0.6], [0.4, 0.6, 1]], "later"),  # agreeing with the next is not enough
+        ([[1, 0.5, 0.5], [0.5, 1, 0.5], [0.5, 0.5, 1]], "start"),  # at least
+    ],
+)
+def test_from_when_on(found: Stability, low: list[list[float]], first: str | None) -> None:
+    """The lower ends decide, whatever the values are; of all pairs from there on."""
+    ends = torch.tensor(low)
+    changed = replace(found, neighbors=Agreement(torch.ones(3, 3), ends, torch.ones(3, 3)), least=0.5)
+    assert changed.trusted_from == first
 
 
 def test_nothing_is_trusted_where_the_last_alone_agrees_with_itself() -> None:
