@@ -28,7 +28,7 @@ class BatchGradients:
 
     ids: tuple[Id, ...]
     outputs: Outputs
-    by_parameter: Mapping[str, Gradients]
+    by_parameter: dict[str, Gradients]
     contraction: Contraction = "full"
 
     def __len__(self) -> int:
@@ -44,6 +44,10 @@ class BatchGradients:
         """Memory held by the gradients. What a layer's weight and bias share counts once."""
         tensors = [tensor for each in self.by_parameter.values() for tensor in each.tensors]
         return sum({(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}.values())
+
+    def let_go(self, name: str) -> None:
+        """Forget a parameter's gradients: for who made these, and does not look at them again."""
+        self.by_parameter.pop(name, None)
 
     def within_range(self) -> BatchGradients:
         """The same gradients, in float64 where their inner products could leave the range of float32."""

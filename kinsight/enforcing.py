@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import Batch
-from kinsight.contractions import mixed
+from kinsight.contractions import chunks, mixed
 from kinsight.gradients import Gradients, gram_block
 from kinsight.gradients.built import Built
 from kinsight.gradients.factored import Product
+from kinsight.gradients.products import CACHED_BYTES
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.pairs import Pairing
 from kinsight.second_order import PullBack, Term, UnitRows, without_graph
@@ -97,9 +98,14 @@ class Parts:
         size = max(1, min(n, self.kernel.block_size(self.batch)))
         self.places = [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether one part is the whole batch."""
+        return len(self.places) == 1
+
     def graphed(self, number: int) -> BatchGradients:
         """One part with its graph; made anew each time, where it is not the only one."""
-        if len(self.places) > 1:
+        if not self.is_whole:
             return self._made(number, is_differentiable=True)
         if self.only is None:
             self.only = self._made(0, is_differentiable=True)
@@ -109,21 +115,22 @@ class Parts:
         """One part without a graph; kept as far as there is room."""
         if number in self.kept:
             return self.kept[number]
-        if len(self.places) == 1 and self.trained:
+        if self.is_whole and self.trained:
             gradients = without_graph(self.graphed(0))
         else:
             gradients = self._made(number, is_differentiable=False)
         gradients = gradients.compact(is_eager=True) if self.is_multiplied else gradients
         found = UnitRows.of(gradients, self.normalization, self.kernel.precision, is_followed=bool(self.trained))
-        if self.n_bytes + gradients.n_bytes <= self.kernel.max_bytes or len(self.places) == 1:
+        if self.n_bytes + gradients.n_bytes <= self.kernel.max_bytes or self.is_whole:
             self.kept[number] = found
             self.n_bytes += gradients.n_bytes
         return found
 
     def drop(self, number: int) -> None:
         """Forget a part, if it is the only one."""
-        if len(self.places) == 1:
+        if self.is_whole:
             self.kept.pop(number)
+            self.only = None
 
     def back(self, number: int) -> PullBack | None:
         """What takes the cost of a part back to parameters; None where none are trained."""
@@ -194,10 +201,11 @@ def _from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, tra
                 slopes = 2 * (cost.dissimilar_weight * v * (values > cost.margin) - w)
                 of_own += torch.autograd.grad((slopes * block).sum(), rows.own, retain_graph=True)[0]
                 weights = slopes * rows.scale.detach().to(slopes)[:, None] * columns.scale.to(slopes)
-                back.add(OfPairs(rows, columns, weights, of_own if other == number else None))
+                own = of_own if other == number else None
+                back.add(OfPairs(rows, columns, weights, own, is_last=parts.is_whole))
         if back is not None:
             parts.drop(number)
-            del rows, columns, block  # multiplied out, and not looked at again
+            del rows, columns, block  # not looked at again
             found.add(back.over(trained))
     found.similarity = similarity if found.n_alike else float("nan")
     found.excess = excess if found.n_apart else float("nan")
@@ -211,14 +219,19 @@ class OfPairs(Term):
         columns: those that they are compared with.
         weights: of inner products, [n m].
         of_own: slopes over K(x, x), [n c c], where columns are the rows; None: not of this term.
+        is_last: whether gradients that are multiplied out are used up: they are not looked at again.
     """
 
-    def __init__(self, rows: UnitRows, columns: UnitRows, weights: Tensor, of_own: Tensor | None) -> None:
+    def __init__(
+        self, rows: UnitRows, columns: UnitRows, weights: Tensor, of_own: Tensor | None, *, is_last: bool
+    ) -> None:
         self.mixing = None if rows.mixing is None else rows.mixing.detach()
         if self.mixing is None and of_own is not None:  # normalization sees the trace alone
             weights = weights + 2 * of_own[:, 0, 0].to(weights).diag()
             of_own = None
         self.others, self.weights, self.of_own = columns.gradients.by_parameter, weights, of_own
+        self.used_up = [rows.gradients, columns.gradients] if is_last else []
+        self.moved: set[str] = set()
 
     def concerns(self, name: str) -> bool:
         return name in self.others  # the columns may have taken other ways through the model
@@ -227,10 +240,24 @@ class OfPairs(Term):
         others = self.others[name]
         if not isinstance(others, Built):
             return None
-        values = others.values
-        found = (self.weights[which].to(values) @ values.flatten(1)).view(-1, *values.shape[1:])
+        found = self._moved(name, others.values, which)
         found = found if self.mixing is None else mixed(self.mixing[which].transpose(1, 2), found)
         return found if self.of_own is None else found + mixed(_both_ways(self.of_own[which]), gradients.build())
+
+    def _moved(self, name: str, values: Tensor, which: slice) -> Tensor:
+        """Sums of all gradients times weights, for some samples; in place of the gradients, where they are used up."""
+        weights, flat = self.weights.to(values), values.flatten(1)
+        if not self.used_up or not values.is_contiguous():  # flat would be a copy
+            return (weights[which] @ flat).view(-1, *values.shape[1:])
+        if name not in self.moved:
+            self.moved.add(name)
+            for columns in chunks(flat.shape[1], flat.element_size() * len(flat), CACHED_BYTES):
+                flat[:, columns] = weights @ flat[:, columns]
+        return values[which]
+
+    def let_go(self, name: str) -> None:
+        for gradients in self.used_up:
+            gradients.let_go(name)
 
     def share(self, name: str, gradients: Gradients, which: slice) -> Tensor:
         own = gradients.compact(is_eager=True)
@@ -371,6 +398,8 @@ def _of_bundle(found: Enforced, parts: Parts, pairing: Pairing, totals: Totals) 
         if (back := parts.back(number)) is not None:
             (of_own,) = torch.autograd.grad(-along.sum(), rows.own)
             back.add(OfGroups(rows, totals, runs, -1.0, of_own))
+            parts.drop(number)
+            del rows, along  # not looked at again
             found.add(back.over(parts.trained))
     return (squares - n) / 2
 

@@ -122,6 +122,9 @@ class Term(ABC):
             which: samples.
         """
 
+    def let_go(self, name: str) -> None:  # noqa: B027 (there may be nothing to forget)
+        """Forget what was known of a parameter: all samples have been seen."""
+
     @abstractmethod
     def share(self, name: str, gradients: Gradients, which: slice) -> Tensor:
         """The parameter's and the samples' share of it: a number whose derivative says how it changes."""
@@ -150,25 +153,34 @@ class PullBack:
     @full_precision()
     def add(self, term: Term) -> None:
         """A term of the cost."""
-        for name in filter(term.concerns, self.captured):
-            each = self.gradients.by_parameter[name]
-            size = 12 * each.c * math.prod(each.shape) if is_multiplied_out(each) else 1
+        by_parameter = self.gradients.by_parameter
+        sizes = {name: _multiplied_size(by_parameter[name]) for name in filter(term.concerns, self.captured)}
+        for name, size in sorted(sizes.items(), key=lambda pair: -pair[1]):  # the largest are gone when others are done
+            each = by_parameter[name]
             parts = [
                 _slopes(term, name, each.rows(rows.start, rows.stop), rows)
-                for rows in chunks(len(self.gradients), size)
+                for rows in chunks(len(self.gradients), 12 * size)
             ]
+            term.let_go(name)
             found = parts[0] if len(parts) == 1 else [torch.cat(own) for own in zip(*parts, strict=True)]
             known = self.cotangents.get(name)
             self.cotangents[name] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
 
     def over(self, parameters: list[nn.Parameter]) -> list[Tensor | None]:
-        """The gradient over parameters; None where the cost does not depend on one.
+        """The gradient over parameters, once, and all that is held is let go; None where the cost depends on none.
 
         Raises:
             SecondDerivativeError: something in the model has no second derivative.
         """
         captured = [each for name in self.cotangents for each in self.captured[name]]
-        return second_gradients(captured, [each for own in self.cotangents.values() for each in own], parameters)
+        cotangents = [each for own in self.cotangents.values() for each in own]
+        del self.gradients, self.captured, self.cotangents
+        return second_gradients(captured, cotangents, parameters)
+
+
+def _multiplied_size(gradients: Gradients) -> int:
+    """Numbers of one sample's gradients where they are multiplied out, or 0."""
+    return gradients.c * math.prod(gradients.shape) if is_multiplied_out(gradients) else 0
 
 
 def is_multiplied_out(gradients: Gradients) -> TypeGuard[Product]:
@@ -313,6 +325,8 @@ def second_gradients(
 ) -> list[Tensor | None]:
     """Vector-Jacobian products of what was captured of gradients; None where it does not depend on a parameter.
 
+    Both lists are emptied: what was captured, and what has been passed on, is not kept until all is done.
+
     Raises:
         SecondDerivativeError: something in the model has no second derivative. Autograd itself raises only where it has
             to pass through: of a function without one, nothing may be left to pass to, and its part be missing.
@@ -328,14 +342,32 @@ def second_gradients(
                 "torch.nn.functional.scaled_dot_product_attention), or compare gradients over layers above it alone: "
                 "parameters=..."
             )
+    start = _Start.apply(cotangents, *captured)  # type: ignore[no-untyped-call]
+    captured.clear()
     try:
-        return list(torch.autograd.grad(captured, parameters, cotangents, allow_unused=True))
+        return list(torch.autograd.grad(start, parameters, allow_unused=True))
     except NotImplementedError as error:
         raise SecondDerivativeError(
             f"A part of the model can be differentiated once, but not twice: {error}. The loss is made of gradients, "
             "so that its own gradient is a second derivative. Use another operation in its place, or compare gradients "
             "over layers above it alone: parameters=..."
         ) from error
+
+
+class _Start(torch.autograd.Function):
+    """Where a backward pass starts from that takes cotangents out of a list: none outlives its use."""
+
+    @staticmethod
+    def forward(ctx: Any, cotangents: list[Tensor], *captured: Tensor) -> Tensor:
+        ctx.cotangents = cotangents
+        return captured[0].new_zeros(())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        found = tuple(ctx.cotangents)
+        ctx.cotangents.clear()
+        return (None, *found)
 
 
 def _names_below(tensors: list[Tensor]) -> set[str]:

@@ -265,6 +265,28 @@ def test_memory_stays_within_what_is_given(route: str) -> None:
     assert peak(1024) < given
 
 
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+def test_a_step_takes_little_more_memory_than_one_without(route: str) -> None:
+    """All pairs of a batch: what is multiplied out, captured and passed on is let go as soon as it is used."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 32, 5), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(32, 64, 5), nn.ReLU(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(1024, 256), nn.ReLU(), nn.Linear(256, 10),
+    )  # fmt: skip
+    x, y = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
+    similarity = kinsight.SimilarityLoss(model, lambda scores: scores[:, 0], route=route)
+    groups = torch.zeros(64, dtype=torch.long)
+    similarity(x, groups=groups)
+
+    def peak(added: Callable[[], Tensor]) -> int:
+        with peak_bytes(torch.device("cpu"), [*model.parameters(), x, y, groups]) as found:
+            (nn.functional.cross_entropy(model(x), y) + added()).backward()
+        model.zero_grad()
+        return found[0]
+
+    assert peak(lambda: similarity(x, groups=groups)) < 2.5 * peak(lambda: torch.zeros(()))
+
+
 def test_the_first_batch_is_routed_as_all_others() -> None:
     x, groups = inputs(160), torch.arange(160) % 20
     for max_bytes in (120_000, 1_200_000):  # room for the sums of 20 groups of one output; of three
