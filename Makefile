@@ -12,7 +12,7 @@ demo: setup  ## train a small network on MNIST and ask it which images it finds 
 	$(python) demo/run.py
 
 test: check  ## every check, then every test, doctest and README example
-	$(python) -m pytest -n logical
+	$(python) -m pytest -n logical --dist worksteal
 
 check: setup  ## ruff and mypy
 	$(python) -m ruff check .

@@ -43,7 +43,7 @@ def provenance(*records: Record) -> str:
     """Where the numbers of records come from that were made on one machine, by one command with other settings."""
     (machine,) = {tuple(record["machine"][name] for name in ("processor", "threads", "torch")) for record in records}
     runs = [run for record in records for run in record["seeds"].values()]
-    commits = sorted({run["commit"] for run in runs})
+    commits = sorted({run[name] for run in runs for name in ("begun", "commit") if name in run})
     processor, threads, version = machine
     return (
         f"`{_command([record['command'] for record in records])}`, {_named(sorted({*map(int, _seeds(records))}))}; "

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 
 from experiments import marks, records, tables
 from experiments.denoising.moved import moved
+from experiments.label_errors import __main__ as label_errors
 from experiments.label_errors.planted import planted
+from experiments.label_errors.training import trained
 from experiments.mnist import one_pair, section
 from experiments.mnist.arms import ARMS, OwnClass, Source, network
 from experiments.mnist.images import Images, few
@@ -61,6 +64,47 @@ def test_a_seed_that_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pyte
     record = json.loads((tmp_path / "question-setting.json").read_text())
     assert [seed["value"] for seed in record["seeds"].values()] == [0, 1, 2]
     assert all(seed["commit"] for seed in record["seeds"].values())
+
+
+def test_a_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    samples = planted("mnist5k", 128, "symmetric", 0).samples
+    whole, epochs, accuracy = trained(samples, 1, max_epochs=6)
+    place = tmp_path / "training.pt"
+    for max_epochs in (2, 5):
+        trained(samples, 1, max_epochs=max_epochs, unfinished=place)
+    again = trained(samples, 1, max_epochs=6, unfinished=place)
+    assert (epochs, accuracy) == again[1:]
+    assert len(whole) == len(again[0]) == 2  # after five epochs, and in the end
+    for a, b in zip(whole, again[0], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_ways_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def some(data: Any, networks: Any, indexes: Path | None) -> Iterator[Any]:
+        def score(names: tuple[str, ...]) -> list[torch.Tensor]:
+            asked.append(names[0])
+            if asked == ["one", "two"]:
+                raise KeyboardInterrupt
+            return [data.is_wrong.double() for _ in names]
+
+        assert indexes is None
+        yield ("one",), lambda: score(("one",))
+        yield ("two", "three"), lambda: score(("two", "three"))
+
+    monkeypatch.setattr(label_errors, "ways", some)
+    monkeypatch.setattr(label_errors, "UNFINISHED", tmp_path)
+    monkeypatch.setattr(label_errors, "trained", lambda samples, seed, unfinished: ([], 3, 1.0))
+    monkeypatch.setitem(label_errors.SETTINGS, "tiny", ("mnist5k", 100, "symmetric", 1, False))
+    with pytest.raises(KeyboardInterrupt):
+        label_errors.run("tiny", 0)
+    found = label_errors.run("tiny", 0)
+    assert asked == ["one", "two", "two"]
+    assert {way: (of["auroc"], of["found_0.1"]) for way, of in found["ways"].items()} == {
+        "one": (1.0, 1.0), "two": (1.0, 1.0), "three": (1.0, 1.0),
+    }  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 def test_intervals_are_those_of_student() -> None:

@@ -9,20 +9,22 @@ from demo.network import convnet
 from kinsight.explorer.findings import auroc
 from kinsight.sources import load_samples
 
+N = 600
+
 
 @pytest.mark.slow
 def test_wrong_labels_are_found_by_a_network_that_memorized_them() -> None:
     samples = load_samples("mnist5k")
-    order = torch.randperm(5000)[:1000].tolist()
+    order = torch.randperm(5000)[:N].tolist()
     batch = samples.take(order)
     truth = batch.targets
     labels = truth.clone()
-    wrong = torch.randperm(1000)[:100]
-    labels[wrong] = (labels[wrong] + torch.randint(1, 10, (100,))) % 10
+    wrong = torch.randperm(N)[: N // 10]
+    labels[wrong] = (labels[wrong] + torch.randint(1, 10, (N // 10,))) % 10
     model = convnet()
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(60):
-        for rows in torch.randperm(1000).split(50):
+        for rows in torch.randperm(N).split(50):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(batch.inputs[rows]), labels[rows]).backward()
             optimizer.step()
@@ -33,8 +35,8 @@ def test_wrong_labels_are_found_by_a_network_that_memorized_them() -> None:
     found = kinsight.label_suspects(kinsight.GradientKernel(model), kinsight.Samples(batch.inputs, labels))
     is_wrong = labels != truth
     assert auroc(found.all_scores, is_wrong) > 0.93
-    first = found.positions[:100]
+    first = found.positions[: N // 10]
     assert float(is_wrong[first].float().mean()) > 0.6
     caught = is_wrong[first]
-    right = (found.suggested[:100] == truth[first])[caught].float().mean()
+    right = (found.suggested[: N // 10] == truth[first])[caught].float().mean()
     assert float(right) > 0.9

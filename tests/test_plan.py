@@ -74,7 +74,7 @@ def test_passes_where_built_gradients_do_not_fit(max_bytes: int, monkeypatch: py
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 1))
     kernel = GradientKernel(network, lambda returned: returned.mean(1), max_bytes=max_bytes)
-    x = torch.randn(60, 16, 32)
+    x = torch.randn(30, 16, 32)
     plan = kinsight.plan(kernel, x, question="similarity")
     seen = passes(kernel, monkeypatch)
     kinsight.neighbors(kernel, x, x, normalization="flat")

@@ -7,13 +7,19 @@ gives each label a score. What is kept: AUROC, and the share of errors among the
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from experiments.label_errors.planted import planted, trained
-from experiments.label_errors.ways import scores
+from benchmarks.timing import commit
+from experiments.label_errors.planted import Planted, planted
+from experiments.label_errors.training import trained
+from experiments.label_errors.ways import ways
 from experiments.records import run_seeds
 from kinsight.explorer.findings import auroc
 
@@ -27,26 +33,40 @@ SETTINGS: dict[str, tuple[str, int, str, int, bool]] = {
 }
 """Data, samples, noise, seeds, and whether an index is asked."""
 
+UNFINISHED = Path(__file__).parent.parent.parent / "runs"
+"""Where what is done of a seed is kept until all of it is."""
+
 INSPECTED = (0.1, 0.12, 0.2)
 
 
 def run(setting: str, seed: int) -> dict[str, Any]:
-    """One seed of a setting."""
+    """One seed of a setting. What is done of it is kept in runs/, until all of it is."""
     name, n, noise, _, by_index = SETTINGS[setting]
+    folder = UNFINISHED / f"label_errors-{setting}-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
     data = planted(name, n, noise, seed)
-    networks, epochs, accuracy = trained(data.samples, seed)
-    found: dict[str, Any] = {}
-    start = time.perf_counter()
-    for way, values in scores(data, networks, by_index=by_index):
-        assert not bool(values.isnan().any()), way
-        order = values.argsort(descending=True, stable=True)
-        found[way] = {"auroc": auroc(values, data.is_wrong), "seconds": time.perf_counter() - start}
-        for share in INSPECTED:
-            first = order[: round(share * n)]
-            found[way][f"found_{share:g}"] = float(data.is_wrong[first].sum() / data.is_wrong.sum())
-        print(f"  {way:56} {found[way]['auroc']:.4f}", flush=True)
+    networks, epochs, accuracy = trained(data.samples, seed, unfinished=folder / "training.pt")
+    done = folder / "ways.json"
+    kept: dict[str, Any] = json.loads(done.read_text()) if done.exists() else {"begun": commit(), "ways": {}}
+    for names, scores in ways(data, networks, folder / "indexes" if by_index else None):
+        if all(way in kept["ways"] for way in names):
+            continue
         start = time.perf_counter()
-    return {"n_wrong": int(data.is_wrong.sum()), "epochs": epochs, "accuracy": accuracy, "ways": found}
+        for way, values in zip(names, scores(), strict=True):
+            kept["ways"][way] = {**_measured(way, values, data), "seconds": time.perf_counter() - start}
+            print(f"  {way:56} {kept['ways'][way]['auroc']:.4f}", flush=True)
+        done.write_text(json.dumps(kept))
+    shutil.rmtree(folder)
+    return {"n_wrong": int(data.is_wrong.sum()), "epochs": epochs, "accuracy": accuracy, **kept}
+
+
+def _measured(way: str, values: Tensor, data: Planted) -> dict[str, float]:
+    assert not bool(values.isnan().any()), way
+    order, found = values.argsort(descending=True, stable=True), {"auroc": auroc(values, data.is_wrong)}
+    for share in INSPECTED:
+        first = order[: round(share * len(values))]
+        found[f"found_{share:g}"] = float(data.is_wrong[first].sum() / data.is_wrong.sum())
+    return found
 
 
 def main() -> None:

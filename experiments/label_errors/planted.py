@@ -1,4 +1,4 @@
-"""Data with wrong labels planted, and a network that learns them by heart."""
+"""Data with wrong labels planted."""
 
 from __future__ import annotations
 
@@ -8,22 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from demo.network import convnet
 from kinsight import Samples
 from kinsight.folds import Folds
 from kinsight.sources import load_samples
 
 SHARE = 0.1
 """Of labels that are wrong."""
-
-MAX_EPOCHS, ENOUGH = 150, 0.999
-"""A network is trained until it says so many of the labels given, or for so many epochs."""
-
-CHECKPOINTS = (5, 10, 20)
-"""Epochs after which it is kept, besides the last: fixed after looking at other seeds than those reported."""
-
-CV_EPOCHS = 15
-"""Of networks trained for cross-validation: of 5 and 15 the better one, on other seeds than those reported."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,40 +88,3 @@ def _confusions(x: Tensor, true: Tensor, seed: int) -> Tensor:
         said[held] = linear(x[held]).argmax(dim=1)
     counts = torch.zeros(10, 10).index_put_((true, said), torch.ones(len(x)), accumulate=True)
     return counts.fill_diagonal_(0)
-
-
-def trained(samples: Samples, seed: int, *, max_epochs: int = MAX_EPOCHS) -> tuple[list[nn.Module], int, float]:
-    """The network at the checkpoints and in the end; epochs; and the share of the labels given that it says then."""
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    batch = samples.take(range(len(samples)))
-    x, y = batch.inputs, batch.targets
-    assert isinstance(x, Tensor)
-    assert y is not None
-    x, kept, accuracy = x.contiguous(memory_format=torch.channels_last), [], 0.0
-    model = convnet().to(memory_format=torch.channels_last)  # its convolutions are faster so
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    epoch = 0
-    while epoch < max_epochs and accuracy < ENOUGH:
-        epoch += 1
-        for rows in torch.randperm(len(x), generator=generator).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[rows]), y[rows]).backward()
-            optimizer.step()
-        with torch.no_grad():
-            said = torch.cat([model(part).argmax(dim=1) for part in x.split(500)])
-        accuracy = float((said == y).double().mean())
-        if epoch in CHECKPOINTS:
-            kept.append(_copy(model))
-    return [*kept, _copy(model)], epoch, accuracy
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    copy = convnet()
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()
-
-
-def for_folds(samples: Samples) -> nn.Module:
-    """A network for cross-validation."""
-    return trained(samples, 0, max_epochs=CV_EPOCHS)[0][-1]

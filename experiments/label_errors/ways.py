@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from cleanlab.rank import get_label_quality_scores
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from experiments.label_errors.planted import Planted, for_folds
+from experiments.label_errors.planted import Planted
+from experiments.label_errors.training import for_folds
 from kinsight import GradientKernel, Index, Samples, label_suspects
 from kinsight.baselines import InputCosine, LossValue, OutOfFold, PenultimateCosine, SelfInfluence
 from kinsight.calibration import calibrated
@@ -21,49 +23,75 @@ from kinsight.leave_one_out import by_features
 from kinsight.votes import Ballots
 
 OURS = "kinsight, four checkpoints"
+CLEANLAB = ("self_confidence", "normalized_margin")
 FIRST_OF_BASELINES = "penultimate cosine, power 8"
 
 
-def scores(data: Planted, networks: list[nn.Module], *, by_index: bool) -> Iterator[tuple[str, Tensor]]:
-    """Of all ways, one after another."""
+Way: TypeAlias = tuple[tuple[str, ...], Callable[[], Sequence[Tensor]]]
+"""Names, and what gives the scores of each."""
+
+
+def ways(data: Planted, networks: list[nn.Module], indexes: Path | None) -> Iterator[Way]:
+    """All of them, one after another.
+
+    Args:
+        data: with wrong labels.
+        networks: checkpoints of one training, the last one being what has memorized the labels.
+        indexes: a folder to build indexes in that are asked in place of kernels; None: kernels.
+    """
     samples, last = data.samples, networks[-1]
-    yield from _ours_by_index(samples, networks) if by_index else _ours(samples, networks)
-    yield FIRST_OF_BASELINES, PenultimateCosine(last).label_scores(samples)
-    yield "penultimate cosine, power 32", PenultimateCosine(last, power=32).label_scores(samples)
-    yield "penultimate cosine, 10 nearest", PenultimateCosine(last, n_neighbors=10).label_scores(samples)
-    yield "pixels, power 32", InputCosine(power=32).label_scores(samples)
-    yield "pixels, 10 nearest", InputCosine(n_neighbors=10).label_scores(samples)
+
+    def one(name: str, score: Callable[[Samples], Tensor]) -> Way:
+        return (name,), lambda: [score(samples)]
+
+    if indexes is None:
+        kernels = [GradientKernel(network) for network in networks]
+        yield one(OURS, lambda data: label_suspects(kernels, data, n_suspects=0).all_scores)
+        yield one("kinsight, last network", lambda data: label_suspects(kernels[-1], data, n_suspects=0).all_scores)
+        votes = partial(label_suspects, kernels[-1], method="votes", n_suspects=0)
+        yield one("kinsight, last network, votes", lambda data: votes(data).all_scores)
+    else:
+        yield (OURS, "kinsight, last network"), partial(_by_indexes, samples, networks, indexes)
+        yield one("kinsight, last network, votes", partial(_votes_by_index, networks, indexes))
+    yield one(FIRST_OF_BASELINES, PenultimateCosine(last).label_scores)
+    yield one("penultimate cosine, power 32", PenultimateCosine(last, power=32).label_scores)
+    yield one("penultimate cosine, 10 nearest", PenultimateCosine(last, n_neighbors=10).label_scores)
+    yield one("pixels, power 32", InputCosine(power=32).label_scores)
+    yield one("pixels, 10 nearest", InputCosine(n_neighbors=10).label_scores)
     for way, baseline in (("loss value", LossValue), ("self-influence", SelfInfluence)):
-        yield way, baseline(last).label_scores(samples)
-        of_all = torch.stack([baseline(network).label_scores(samples).double() for network in networks])
-        yield f"{way}, four checkpoints", of_all.mean(dim=0)
-    yield "1 - p, four checkpoints", _doubted(data, networks)
-    yield "5-fold self-confidence", OutOfFold(for_folds).label_scores(samples)
-    yield from _cleanlab(data)
-    features = [PenultimateCosine(network).vectors(samples) for network in networks]
-    yield "penultimate features, our regression, four checkpoints", _regressed(features, data.given)
-    yield "pixels, our regression", _regressed([data.inputs.flatten(1)], data.given)
+        yield one(way, baseline(last).label_scores)
+        yield one(f"{way}, four checkpoints", partial(_mean_score, baseline, networks))
+    yield one("1 - p, four checkpoints", lambda _: _doubted(data, networks))
+    yield one("5-fold self-confidence", OutOfFold(for_folds).label_scores)
+    yield tuple(f"cleanlab, {method.replace('_', ' ')}" for method in CLEANLAB), partial(_cleanlab, data)
+    yield one(
+        "penultimate features, our regression, four checkpoints",
+        lambda data: _regressed([PenultimateCosine(network).vectors(data) for network in networks], data.targets),
+    )
+    yield one("pixels, our regression", lambda _: _regressed([data.inputs.flatten(1)], data.given))
 
 
-def _ours(samples: Samples, networks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    kernels = [GradientKernel(network) for network in networks]
-    yield OURS, label_suspects(kernels, samples, n_suspects=0).all_scores
-    yield "kinsight, last network", label_suspects(kernels[-1], samples, n_suspects=0).all_scores
-    yield "kinsight, last network, votes", label_suspects(kernels[-1], samples, method="votes", n_suspects=0).all_scores
+def _mean_score(baseline: Any, networks: list[nn.Module], samples: Samples) -> Tensor:
+    return torch.stack([baseline(network).label_scores(samples).double() for network in networks]).mean(dim=0)
 
 
-def _ours_by_index(samples: Samples, networks: list[nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    with TemporaryDirectory() as folder:
-        indexes = [
-            Index.build(
-                Path(folder) / str(number), GradientKernel(network), samples, dim=4096, normalization="flat",
-                previews=False,
-            )
-            for number, network in enumerate(networks)
-        ]  # fmt: skip
-        yield OURS, indexes[-1].label_suspects(others=indexes[:-1], n_suspects=0).all_scores
-        yield "kinsight, last network", indexes[-1].label_suspects(n_suspects=0).all_scores
-        yield "kinsight, last network, votes", indexes[-1].label_suspects(method="votes", n_suspects=0).all_scores
+def _index(number: int, networks: list[nn.Module], folder: Path, samples: Samples) -> Index:
+    """That of one network; what an earlier run has built is not built again."""
+    return Index.build(
+        folder / str(number), GradientKernel(networks[number]), samples, dim=4096, normalization="flat",
+        previews=False, resume=True,
+    )  # fmt: skip
+
+
+def _by_indexes(samples: Samples, networks: list[nn.Module], folder: Path) -> Sequence[Tensor]:
+    """Of all networks, and of the last one."""
+    *others, last = (_index(number, networks, folder, samples) for number in range(len(networks)))
+    return last.label_suspects(others=others, n_suspects=0).all_scores, last.label_suspects(n_suspects=0).all_scores
+
+
+def _votes_by_index(networks: list[nn.Module], folder: Path, samples: Samples) -> Tensor:
+    last = _index(len(networks) - 1, networks, folder, samples)
+    return last.label_suspects(method="votes", n_suspects=0).all_scores
 
 
 def _regressed(features: list[Tensor], given: Tensor) -> Tensor:
@@ -102,9 +130,7 @@ class _Classifier:
         return {}
 
 
-def _cleanlab(data: Planted) -> Iterator[tuple[str, Tensor]]:
+def _cleanlab(data: Planted) -> Sequence[Tensor]:
     given = data.given.numpy()
     _, said = estimate_confident_joint_and_cv_pred_proba(data.inputs.numpy(), given, _Classifier(), seed=0)
-    for method in ("self_confidence", "normalized_margin"):
-        quality = get_label_quality_scores(given, said, method=method)
-        yield f"cleanlab, {method.replace('_', ' ')}", 1 - torch.from_numpy(quality)
+    return [1 - torch.from_numpy(get_label_quality_scores(given, said, method=method)) for method in CLEANLAB]
