@@ -38,7 +38,8 @@ bench: setup  ## time kinsight against its floors and peers, write docs/benchmar
 	@bash scripts/fetch_data.sh
 	$(python) -m benchmarks.search
 	$(python) -m benchmarks.search --job million
-	$(python) -m benchmarks.linear
+	$(python) -m benchmarks.linear mlp
+	$(python) -m benchmarks.linear lenet --statistic averages
 	$(python) -m benchmarks.loss
 	$(python) -m benchmarks.loss --outputs 10
 	$(python) -m benchmarks.plan

@@ -7,6 +7,7 @@ Adam), and to four pairs, each with a double backward pass of its own, as is don
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -78,16 +79,21 @@ def measure(name: str, n: int, given: argparse.Namespace) -> None:
     """Time one network, and store it."""
     ways = steps(name, n, given.outputs, given.device)
     timings = interleaved(ways, n_runs=given.runs, device=given.device)
-    plain = extra_bytes(ways[PLAIN], given.device)
+    typical = {way: _typical_bytes(ways[way], given) for way in (KINSIGHT, BY_GROUPS, PLAIN)}
     facts = {
         "times_step": timings[KINSIGHT].median / timings[PLAIN].median,
         "times_step_by_groups": timings[BY_GROUPS].median / timings[PLAIN].median,
-        "extra_bytes": extra_bytes(ways[KINSIGHT], given.device),
-        "times_step_bytes": extra_bytes(ways[KINSIGHT], given.device) / plain,
-        "times_step_bytes_by_groups": extra_bytes(ways[BY_GROUPS], given.device) / plain,
+        "extra_bytes": typical[KINSIGHT],
+        "times_step_bytes": typical[KINSIGHT] / typical[PLAIN],
+        "times_step_bytes_by_groups": typical[BY_GROUPS] / typical[PLAIN],
         "n_pairs": n * (n - 1) // 2,
     }
     jobs.keep("loss", name, f"n{n}-c{given.outputs}", given, timings, facts)
+
+
+def _typical_bytes(way: Callable[[], object], given: argparse.Namespace) -> float:
+    """The growth of resident memory during a step, median of as many as are timed, three times: single ones scatter."""
+    return statistics.median(extra_bytes(way, given.device) for _ in range(3 * given.runs))
 
 
 def main() -> None:

@@ -129,9 +129,6 @@ MARKS: dict[str, dict[str, float]] = {
     "linear-mlp-signed_support-n60000": _LINEAR,
     "linear-mlp-fit_map-n60000": _LINEAR,
     "linear-lenet-averages-n60000": _LINEAR,
-    "linear-lenet-soft_count-n60000": _LINEAR,
-    "linear-lenet-signed_support-n60000": _LINEAR,
-    "linear-lenet-fit_map-n60000": _LINEAR,
     "loss-lenet-n64-c1": _LOSS,
     "plan-mlp-gram-n1024": _PLAN,
     "plan-mlp-similarity-64x4096": _PLAN,
@@ -207,7 +204,9 @@ next to a scan of all sketches, and to approximate search with the true similari
         """\
 Around all n samples, one output: means of labels, their variance, shift and residual (`averages`); soft counts; sums of
 influences with their signs (`signed_support`); the map of over- and underfit by similarities to the power 1. The slope
-is that of the logarithm of time over that of the number of samples, from a sixtieth of n to n.""",
+is that of the logarithm of time over that of the number of samples, from a sixtieth of n to n. Gradients that there is
+room for are kept from the first pass to the second: of few samples all are, of many few, so that many can take a little
+longer each, by a factor that does not grow.""",
     ),
     "loss": (
         "Losses on similarity",
