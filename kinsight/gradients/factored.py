@@ -233,9 +233,10 @@ class Factored(Product):
         k, o = weights.shape[0], self.output_gradients.shape[-1]
         total = self.inputs.new_zeros(g, k * o, i)
         for rows in [slice(0, n)] if self.is_differentiated else chunks(n, 4 * t * g * (i + k * o)):
-            gradients = combined(weights[:, rows], self.output_gradients[rows])  # [n k t g o]
+            inputs, gradients = (part_of(each, rows.start, rows.stop) for each in (self.inputs, self.output_gradients))
+            gradients = combined(weights[:, rows], gradients)  # [n k t g o]
             gradients = gradients.permute(3, 1, 4, 0, 2).reshape(g, k * o, -1)
-            total = torch.baddbmm(total, gradients, self.inputs[rows].permute(2, 0, 1, 3).reshape(g, -1, i))
+            total = torch.baddbmm(total, gradients, inputs.permute(2, 0, 1, 3).reshape(g, -1, i))
         axes = (1, 0, 2, 3) if self.gradient_first else (1, 0, 3, 2)
         return total.reshape(g, k, o, i).permute(axes).reshape(k, *self.shape)
 

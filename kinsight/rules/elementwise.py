@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kinsight.capture import LayerCapture
-from kinsight.contractions import chunks, norm_over
+from kinsight.contractions import chunks, norm_over, part_of
 from kinsight.gradients import Built, Gradients
 
 Local = Callable[[slice], Tensor]
@@ -102,7 +102,8 @@ def sum_over(capture: LayerCapture, gradients: Tensor, axes: tuple[int, ...], lo
     parts, bounds = [], []
     whole = local is None or capture.is_differentiable
     for rows in [slice(0, n)] if whole else chunks(n, 4 * gradients[:1].numel(), SUM_BYTES):
-        part = gradients[rows] if local is None else gradients[rows] * local(rows).unsqueeze(1)
+        part = part_of(gradients, rows.start, rows.stop)
+        part = part if local is None else part * local(rows).unsqueeze(1)
         parts.append(part if is_alone else part.sum(dim=axes))
         if capture.keeps_bounds:
             absolute = part.abs().sum(dim=axes) if axes else part.abs()
