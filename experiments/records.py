@@ -14,6 +14,13 @@ from benchmarks.timing import commit, machine
 FOLDER = Path(__file__).parent / "results"
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is there whole, or as it was before."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
 def run_seeds(
     question: str, setting: str, seeds: Iterable[int], command: str, run: Callable[[int], dict[str, Any]]
 ) -> None:
@@ -37,7 +44,5 @@ def run_seeds(
         record |= {"command": command, "machine": machine()}
         record["seeds"][str(seed)] = {"commit": commit(), "seconds": round(time.monotonic() - start, 1), **found}
         path.parent.mkdir(exist_ok=True)
-        draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-        os.replace(draft, path)
+        replace_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
         print(f"{setting}, seed {seed}: {json.dumps(found)}", flush=True)

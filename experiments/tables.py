@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from scipy.stats import t as student
@@ -40,11 +41,17 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def provenance(*records: Record) -> str:
-    """Where the numbers of records come from that were made on one machine, by one command with other settings."""
-    (machine,) = {tuple(record["machine"][name] for name in ("processor", "threads", "torch")) for record in records}
+    """Where the numbers of records come from; a line for all that were made on one machine, of the same seeds."""
+    together: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        machine = tuple(record["machine"][name] for name in ("processor", "threads", "torch"))
+        together.setdefault((machine, tuple(record["seeds"])), []).append(record)
+    return "\n\n".join(_provenance(each, *machine) for (machine, _), each in together.items())
+
+
+def _provenance(records: Sequence[Record], processor: str, threads: int, version: str) -> str:
     runs = [run for record in records for run in record["seeds"].values()]
-    commits = sorted({run[name] for run in runs for name in ("begun", "commit") if name in run})
-    processor, threads, version = machine
+    commits = sorted({commit for run in runs for commit in (run["commit"], *run.get("commits", ()))})
     return (
         f"`{_command([record['command'] for record in records])}`, {_named(sorted({*map(int, _seeds(records))}))}; "
         f"commit {', '.join(commits)}; {processor}, {threads} threads, torch {version}{_duration(runs)}."
@@ -58,14 +65,18 @@ def _seeds(records: Sequence[Record]) -> Iterator[str]:
 def _command(commands: Sequence[str]) -> str:
     """What the commands begin with, and how each of them ends."""
     split = [command.split() for command in commands]
-    common = [words[0] for words in zip(*split, strict=False) if len(set(words)) == 1]
+    pairs = takewhile(lambda words: len(set(words)) == 1, zip(*split, strict=False))
+    common = [words[0] for words in pairs]
     return " ".join([*common, *(word for words in split for word in words[len(common) :])])
 
 
 def _duration(runs: Sequence[Mapping[str, Any]]) -> str:
-    """How long a seed takes, of those whose time is known."""
+    """How long a seed takes, where that is known of all."""
     known = [run["seconds"] for run in runs if "seconds" in run]
-    return f"; {statistics.fmean(known) / 60:.2g} minutes a seed" if known else ""
+    if not known or len(known) < len(runs):
+        return ""
+    seconds = statistics.fmean(known)
+    return f"; {seconds:.0f} seconds a seed" if seconds < 100 else f"; {seconds / 60:.0f} minutes a seed"
 
 
 def _named(seeds: Sequence[int]) -> str:

@@ -54,14 +54,16 @@ class DenoisingSums:
         """In words."""
         factors = self.factors
         known = factors[~factors.isnan()]
-        n_unknown = len(self) - len(known)
+        n_unknown, n_negative = len(self) - len(known), int((known < 0).sum())
+        reason = "gradients are zero, sums of the kernel cancel, or estimates are too far off"
         if not len(known):
-            return f"For none of {len(self):,} samples is there a denoising factor: sums of the kernel cancel."
+            return f"For none of {len(self):,} samples is there a denoising factor: {reason}."
         text = (
-            f"Means of labels around half of {len(self):,} samples keep {float(known.median()):.1%} of the noise of "
-            "one label, or more"
+            f"Of {len(known):,} samples, means of labels around half keep {float(known.abs().median()):.1%} of the "
+            "noise of one label, or more"
         )
-        return f"{text}; for {n_unknown:,} sums cancel, or estimates are too far off." if n_unknown else f"{text}."
+        text += f"; for {n_negative:,} the sum is negative, and the mean none" if n_negative else ""
+        return f"{text}; for {n_unknown:,} more, {reason}." if n_unknown else f"{text}."
 
     @property
     def factors(self) -> Tensor:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kinsight.audits import Strangers, cosines, hard_counts, power_counts, soft_counts
+from kinsight.audits import HELD, Strangers, cosines, hard_counts, power_counts, soft_counts
 from kinsight.averages import Averages, Labels
+from kinsight.building import taken
 from kinsight.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.contents import Contents
 from kinsight.denoising_sums import DenoisingSums, denoising_sums
@@ -65,6 +66,7 @@ class Questions(Contents):
 
         Raises:
             WrongModelError: the kernel is another.
+            ChangedDataError: the data is not what the index was built from.
         """
         strangers = self._strangers(queries, kernel, data)
         values, error = soft_counts(self.store, self.excess, strangers, include_self=include_self)
@@ -144,7 +146,13 @@ class Questions(Contents):
         sketches, norms, outputs = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "outputs")
         )
-        rows = torch.full((len(samples),), -1) if data is None else self_positions(samples, Samples.wrap(data))
+        rows = torch.full((len(samples),), -1)
+        if data is not None:
+            known = Samples.wrap(data)
+            rows = self_positions(samples, known)
+            places = rows[rows >= 0].tolist() or [0]
+            for start in range(0, len(places), HELD):  # positions in other data would be rows of other samples
+                taken(self.store, known, places[start : start + HELD])
         return Strangers(samples.ids, sketches, norms.double(), outputs, rows)
 
     def denoising_sums(self) -> DenoisingSums:

@@ -136,7 +136,7 @@ class PullBack:
 
     What a layer left is cut off from its graph for a while: its share of the cost is differentiated by itself, a few
     samples at a time, so that gradients that have to be multiplied out are not held for all of them; then one backward
-    pass takes all of that on.
+    pass takes all of that on. It is used once.
 
     Args:
         gradients: of one batch, with their graph.

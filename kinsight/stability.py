@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -47,6 +47,7 @@ class Stability:
         n_anchors: samples whose neighbors were looked for.
         n_others: samples among which they were, anchors included; the more there are, the fewer are shared by chance.
         least: share of neighbors in common that counts as the same.
+        normalization: which similarity.
     """
 
     names: tuple[str, ...]
@@ -62,6 +63,7 @@ class Stability:
     n_anchors: int
     n_others: int
     least: float
+    normalization: Normalization = "flat"
 
     @property
     def rule(self) -> str:
@@ -179,7 +181,8 @@ def compare(
             names.append(name)
             views.append(_view(kernel, samples, others[:n_anchors], others, normalization))
             advance(1)
-    return _agreement(names, views, samples.ids, others, Bootstrap(n_bootstrap, generator), k, least)
+    found = _agreement(names, views, samples.ids, others, Bootstrap(n_bootstrap, generator), k, least)
+    return replace(found, normalization=normalization)
 
 
 def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, least: float, n_bootstrap: int) -> None:

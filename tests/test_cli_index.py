@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 import kinsight
@@ -133,7 +134,7 @@ def test_denoising_factors_of_an_index(folder: Path, capsys: pytest.CaptureFixtu
     for option in (("--weight-decay", "0.1"), ("--probes", "8"), ("--decayed", "*"), ("--method", "exact")):
         status, _, err = run(capsys, "denoise", "--index", "ours", "--quiet", *option)
         assert status == 2
-        assert err.startswith(f"error: {option[0]} is of what is left in predictions")
+        assert err.startswith(f"error: {option[0]} says nothing to the sketches of --index")
 
 
 def test_neighbors_as_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,8 +145,9 @@ def test_neighbors_as_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -
     heading, *lines = Path("near.csv").read_text().splitlines()
     assert heading.split(",") == list(found["rows"][0])
     assert len(lines) == len(found["rows"])
-    answer(capsys, "neighbors", "--index", "ours", "--duplicates", "1", "--out", "none.parquet", *QUIET[:1])
-    assert Path("none.parquet").exists()
+    found = answer(capsys, "neighbors", "--index", "ours", "--duplicates", "1", "--out", "none.parquet", *QUIET[:1])
+    assert pq.read_table("none.parquet").column_names == ["group", "id"]
+    assert found["summary"] == "0 groups of 0 samples are connected by similarities of 1."
 
 
 def test_a_report_from_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from experiments import marks, records, tables
 from experiments.denoising.moved import moved
 from experiments.label_errors import __main__ as label_errors
 from experiments.label_errors.planted import planted
-from experiments.label_errors.training import trained
+from experiments.label_errors.training import Trained, trained
 from experiments.mnist import one_pair, section
 from experiments.mnist.arms import ARMS, OwnClass, Source, network
 from experiments.mnist.images import Images, few
@@ -68,14 +68,14 @@ def test_a_seed_that_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pyte
 
 def test_a_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     samples = planted("mnist5k", 128, "symmetric", 0).samples
-    whole, epochs, accuracy = trained(samples, 1, max_epochs=6)
+    whole = trained(samples, 1, max_epochs=6)
     place = tmp_path / "training.pt"
     for max_epochs in (2, 5):
         trained(samples, 1, max_epochs=max_epochs, unfinished=place)
     again = trained(samples, 1, max_epochs=6, unfinished=place)
-    assert (epochs, accuracy) == again[1:]
-    assert len(whole) == len(again[0]) == 2  # after five epochs, and in the end
-    for a, b in zip(whole, again[0], strict=True):
+    assert (whole.epochs, whole.accuracy) == (again.epochs, again.accuracy)
+    assert len(whole.networks) == len(again.networks) == 2  # after five epochs, and in the end
+    for a, b in zip(whole.networks, again.networks, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
@@ -95,7 +95,9 @@ def test_ways_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(label_errors, "ways", some)
     monkeypatch.setattr(label_errors, "UNFINISHED", tmp_path)
-    monkeypatch.setattr(label_errors, "trained", lambda samples, seed, unfinished: ([], 3, 1.0))
+    monkeypatch.setattr(label_errors, "trained", lambda samples, seed, unfinished: Trained([], 3, 1.0, 9.0))
+    commits = iter(["b", "a"])
+    monkeypatch.setattr(label_errors, "commit", lambda: next(commits))
     monkeypatch.setitem(label_errors.SETTINGS, "tiny", ("mnist5k", 100, "symmetric", 1, False))
     with pytest.raises(KeyboardInterrupt):
         label_errors.run("tiny", 0)
@@ -104,7 +106,25 @@ def test_ways_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pyte
     assert {way: (of["auroc"], of["found_0.1"]) for way, of in found["ways"].items()} == {
         "one": (1.0, 1.0), "two": (1.0, 1.0), "three": (1.0, 1.0),
     }  # fmt: skip
+    assert found["commits"] == ["a", "b"]
+    assert found["seconds"] == pytest.approx(9.0, abs=0.5)
     assert not list(tmp_path.iterdir())
+
+
+def test_where_numbers_come_from() -> None:
+    def record(setting: str, seeds: dict[str, Any], processor: str = "cpu") -> dict[str, Any]:
+        machine = {"processor": processor, "threads": 1, "torch": "2"}
+        return {"command": f"python -m e {setting} --n 3", "machine": machine, "seeds": seeds}
+
+    runs = {"0": {"commit": "b", "seconds": 30.0}, "1": {"commit": "c", "commits": ["a"], "seconds": 60.0}}
+    told = tables.provenance(record("one", runs), record("two", runs))
+    assert (
+        told
+        == "`python -m e one --n 3 two --n 3`, seeds 0, 1; commit a, b, c; cpu, 1 threads, torch 2; 45 seconds a seed."
+    )
+    assert tables.provenance(record("one", runs), record("two", runs, "other")).count("\n\n") == 1
+    untimed = {**runs, "2": {"commit": "d"}}
+    assert tables.provenance(record("one", untimed)).endswith("torch 2.")
 
 
 def test_intervals_are_those_of_student() -> None:

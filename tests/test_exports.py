@@ -14,6 +14,7 @@ from torch import nn
 
 import kinsight
 from kinsight.conflicts import label_conflicts
+from kinsight.denoising_sums import DenoisingSums
 from kinsight.errors import IndexExistsError, IndexWriteError, InputError, ZeroGradientWarning
 from kinsight.exports import as_table, cleanlab_issues, export, flattened, knn_graph, map_table
 from kinsight.kernel import GradientKernel
@@ -61,7 +62,15 @@ def test_summaries_where_there_is_little_to_say(tmp_path: Path) -> None:
     assert found.summary().endswith("1 have none, their gradients being zero.")
     cancel = kinsight.Index.build(tmp_path / "cancel", zero, torch.tensor([[1.0, 1.0], [-1.0, -1.0]]), dim=64)
     assert cancel.denoising_sums().summary() == (
-        "For none of 2 samples is there a denoising factor: sums of the kernel cancel."
+        "For none of 2 samples is there a denoising factor: gradients are zero, sums of the kernel cancel, or "
+        "estimates are too far off."
+    )
+    some = torch.tensor([2.0, 2.0, -1.0, 0.0], dtype=torch.float64)
+    sums = DenoisingSums(tuple("abcd"), some, torch.ones(4).double(), some, some, torch.ones(4).double())
+    assert sums.summary() == (
+        "Of 3 samples, means of labels around half keep 50.0% of the noise of one label, or more; for 1 the sum is "
+        "negative, and the mean none; for 1 more, gradients are zero, sums of the kernel cancel, or estimates are too "
+        "far off."
     )
     alone = kinsight.Index.build(tmp_path / "alone", zero, torch.ones(1, 2), dim=64)
     assert alone.build_neighbors(k=2).summary() == "None of 1 samples has a neighbor."

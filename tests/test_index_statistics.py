@@ -9,7 +9,7 @@ from torch import nn
 
 import kinsight
 from kinsight import GradientKernel, Index, Samples
-from kinsight.errors import InputError, TargetError, WrongModelError, ZeroGradientWarning
+from kinsight.errors import ChangedDataError, InputError, TargetError, WrongModelError, ZeroGradientWarning
 from tests.test_engine import error
 
 N, DIM, SEEDS = 120, 512, 6
@@ -150,6 +150,12 @@ def test_questions_that_the_sketches_do_not_answer(tmp_path: Path) -> None:
         index.averages(weighting="whitened")
     with pytest.raises(InputError, match="Queries that are inputs need kernel="):
         index.averages(data.take([1]))
+    turned = Samples(data.take([*range(1, N), 0]))
+    for question in (index.averages, index.soft_count):
+        with pytest.raises(ChangedDataError, match="has another input or target"):
+            question(turned, kernel=kernel, data=turned)
+        with pytest.raises(ChangedDataError, match="The index has 120 samples and this data 50"):
+            question(torch.randn(3, 4).double(), kernel=kernel, data=data.first(50))
     _, _, whitened = built(tmp_path, 3, seed=1, normalization="whitened")
     with pytest.raises(InputError, match="Averages weighted by the kernel need the kernel itself"):
         whitened.averages(weighting="kernel")

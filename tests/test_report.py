@@ -165,6 +165,11 @@ def test_stability_is_of_this_data(kernel: kinsight.GradientKernel) -> None:
     stability = kinsight.compare(networks(2), images(20), k=3, n_bootstrap=10)
     with pytest.raises(InputError, match="stability= is of 20 samples, and the data has 24, or others by id"):
         examine(kernel, images(), stability=stability)
+    whitened = kinsight.compare(networks(2), images(), k=3, n_bootstrap=10, normalization="whitened")
+    with pytest.raises(InputError, match="stability= is of whitened similarity, and all else here of flat"):
+        examine(kernel, images(), stability=whitened)
+    same = kinsight.compare({"a": kernel, "b": kernel}, images(), k=3, n_bootstrap=10)
+    assert examine(kernel, images(), stability=same).volatile == ()
     assert "Stability" not in " ".join(Page(render(examine(kernel, images()))).words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from experiments.tables import Record, provenance, table
@@ -57,7 +58,8 @@ def section(records: Sequence[Record]) -> Iterator[str]:
 def _calibration(errors: Mapping[str, float]) -> Iterator[str]:
     """Rank correlation, size and share within 1.96; nothing of the kind where no noise could be told."""
     forms = {"rank_correlation": "{:.2f}", "rms_over_foretold": "{:.2f}", "within_1.96": "{:.0%}"}
-    return (form.format(errors[name]).replace("%", " %") if name in errors else "–" for name, form in forms.items())
+    told = (form.format(errors.get(name, math.nan)) for name, form in forms.items())
+    return ("–" if "nan" in text else text.replace("%", " %") for text in told)
 
 
 def _interval(found: Mapping[str, float]) -> str:

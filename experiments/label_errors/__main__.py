@@ -20,7 +20,7 @@ from benchmarks.timing import commit
 from experiments.label_errors.planted import Planted, planted
 from experiments.label_errors.training import trained
 from experiments.label_errors.ways import ways
-from experiments.records import run_seeds
+from experiments.records import replace_text, run_seeds
 from kinsight.explorer.findings import auroc
 
 SETTINGS: dict[str, tuple[str, int, str, int, bool]] = {
@@ -45,19 +45,26 @@ def run(setting: str, seed: int) -> dict[str, Any]:
     folder = UNFINISHED / f"label_errors-{setting}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     data = planted(name, n, noise, seed)
-    networks, epochs, accuracy = trained(data.samples, seed, unfinished=folder / "training.pt")
     done = folder / "ways.json"
-    kept: dict[str, Any] = json.loads(done.read_text()) if done.exists() else {"begun": commit(), "ways": {}}
-    for names, scores in ways(data, networks, folder / "indexes" if by_index else None):
+    kept: dict[str, Any] = json.loads(done.read_text()) if done.exists() else {"commits": [], "ways": {}}
+    kept["commits"] = sorted({*kept["commits"], commit()})
+    replace_text(done, json.dumps(kept))
+    training = trained(data.samples, seed, unfinished=folder / "training.pt")
+    for names, scores in ways(data, training.networks, folder / "indexes" if by_index else None):
         if all(way in kept["ways"] for way in names):
             continue
         start = time.perf_counter()
         for way, values in zip(names, scores(), strict=True):
             kept["ways"][way] = {**_measured(way, values, data), "seconds": time.perf_counter() - start}
+            start = time.perf_counter()
             print(f"  {way:56} {kept['ways'][way]['auroc']:.4f}", flush=True)
-        done.write_text(json.dumps(kept))
+        replace_text(done, json.dumps(kept))
     shutil.rmtree(folder)
-    return {"n_wrong": int(data.is_wrong.sum()), "epochs": epochs, "accuracy": accuracy, **kept}
+    seconds = training.seconds + sum(each["seconds"] for each in kept["ways"].values())
+    return {
+        "n_wrong": int(data.is_wrong.sum()), "epochs": training.epochs, "accuracy": training.accuracy,
+        "seconds": round(seconds, 1), **kept,
+    }  # fmt: skip
 
 
 def _measured(way: str, values: Tensor, data: Planted) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -50,7 +51,6 @@ def section(records: Sequence[Record]) -> Iterator[str]:
 def _memorized(seeds: Sequence[Any]) -> str:
     """How long the networks were trained, and how many of the labels as given they say."""
     epochs, accuracies = ([seed[name] for seed in seeds] for name in ("epochs", "accuracy"))
-    return (
-        f"Trained for {min(epochs)} to {max(epochs)} epochs, until the networks say {100 * min(accuracies):.2f} % "
-        "of the labels as given, or more."
-    )
+    told = f"{min(epochs)}" if min(epochs) == max(epochs) else f"{min(epochs)} to {max(epochs)}"
+    least = math.floor(1e4 * min(accuracies)) / 100
+    return f"Trained for {told} epochs, after which the networks say {least:.2f} % of the labels as given, or more."

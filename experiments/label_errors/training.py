@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,10 +24,25 @@ CV_EPOCHS = 15
 """Of networks trained for cross-validation: of 5 and 15 the better one, on other seeds than those reported."""
 
 
-def trained(
-    samples: Samples, seed: int, *, max_epochs: int = MAX_EPOCHS, unfinished: Path | None = None
-) -> tuple[list[nn.Module], int, float]:
-    """The network at the checkpoints and in the end; epochs; and the share of the labels given that it says then.
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What a training has left.
+
+    Args:
+        networks: at the checkpoints, and in the end.
+        epochs: that it took.
+        accuracy: the share of the labels given that the last network says.
+        seconds: that it took.
+    """
+
+    networks: list[nn.Module]
+    epochs: int
+    accuracy: float
+    seconds: float
+
+
+def trained(samples: Samples, seed: int, *, max_epochs: int = MAX_EPOCHS, unfinished: Path | None = None) -> Trained:
+    """A network that learns labels.
 
     Args:
         samples: images and labels.
@@ -46,7 +63,8 @@ def trained(
         state.learn(x, y)
         if unfinished is not None:
             state.store(unfinished)
-    return [*map(_network, state.kept), _network(state.model.state_dict())], state.epoch, state.accuracy
+    networks = [*map(_network, state.kept), _network(state.model.state_dict())]
+    return Trained(networks, state.epoch, state.accuracy, state.seconds)
 
 
 class _Training:
@@ -56,11 +74,12 @@ class _Training:
         self.generator = torch.Generator().manual_seed(seed)
         self.model = convnet().to(memory_format=torch.channels_last)  # its convolutions are faster so
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-3)
-        self.epoch, self.accuracy = 0, 0.0
+        self.epoch, self.accuracy, self.seconds = 0, 0.0, 0.0
         self.kept: list[dict[str, Tensor]] = []
 
     def learn(self, x: Tensor, y: Tensor) -> None:
         """One epoch."""
+        start = time.perf_counter()
         for rows in torch.randperm(len(x), generator=self.generator).split(64):
             self.optimizer.zero_grad()
             F.cross_entropy(self.model(x[rows]), y[rows]).backward()
@@ -71,12 +90,14 @@ class _Training:
         self.accuracy = float((said == y).double().mean())
         if self.epoch in CHECKPOINTS:
             self.kept.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        self.seconds += time.perf_counter() - start
 
     def store(self, path: Path) -> None:
         """Keep it."""
         state = {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "kept": self.kept,
             "order": self.generator.get_state(), "epoch": self.epoch, "accuracy": self.accuracy,
+            "seconds": self.seconds,
         }  # fmt: skip
         torch.save(state, path.with_suffix(".draft"))
         os.replace(path.with_suffix(".draft"), path)
@@ -87,7 +108,8 @@ class _Training:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["order"])
-        self.kept, self.epoch, self.accuracy = state["kept"], state["epoch"], state["accuracy"]
+        self.kept, self.epoch = state["kept"], state["epoch"]
+        self.accuracy, self.seconds = state["accuracy"], state["seconds"]
 
 
 def _network(state: dict[str, Tensor]) -> nn.Module:
@@ -98,4 +120,4 @@ def _network(state: dict[str, Tensor]) -> nn.Module:
 
 def for_folds(samples: Samples) -> nn.Module:
     """A network for cross-validation."""
-    return trained(samples, 0, max_epochs=CV_EPOCHS)[0][-1]
+    return trained(samples, 0, max_epochs=CV_EPOCHS).networks[-1]

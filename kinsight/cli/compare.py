@@ -45,7 +45,7 @@ def print_comparison(
 
     if options.checkpoint is not None or not checkpoints or len(checkpoints) < 2:
         raise InputError("Name the weights that are compared with --with, two or more, and none with --checkpoint.")
-    if len(set(checkpoints)) < len(checkpoints):
+    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
         raise InputError(f"--with names {', '.join(map(str, checkpoints))}: name each of the weights once.")
     if figure is not None:
         from kinsight.explorer.trajectory import check_figure, write_trajectory

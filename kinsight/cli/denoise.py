@@ -86,8 +86,8 @@ def _check_unset(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if value:
             raise InputError(
-                f"{name} is of what is left in predictions, which equations with the kernel itself tell, and this asks "
-                "the sketches of --index for denoising factors: leave it out. Or leave --index out."
+                f"{name} says nothing to the sketches of --index: this asks them for denoising factors "
+                "alone. Leave it out. Or leave --index out."
             )
 
 

@@ -87,15 +87,18 @@ def _print_of_all(
     facts: dict[str, Any] = {"normalization": index.normalization, "error": index.error}
     rows: Iterable[dict[str, Any]] = table.rows()
     columns: tuple[str, ...] = table.columns
+    summary = table.summary()
     if duplicates is not None:
         groups = table.duplicates(duplicates)
+        n_samples = sum(map(len, groups))
+        summary = f"{len(groups):,} groups of {n_samples:,} samples are connected by similarities of {duplicates:g}."
         rows = ({"group": number, "id": table.ids[row]} for number, group in enumerate(groups) for row in group)
         columns = ("group", "id")
     elif hubs is not None:
         rows = ({"id": table.ids[row], "neighbor_of": count} for row, count in table.hubs(hubs))
         facts |= {"k": k, "skewness": table.skewness}
         columns = ("id", "neighbor_of")
-    print_answer(rows, options, out, columns=columns, summary=table.summary(), **facts)
+    print_answer(rows, options, out, columns=columns, summary=summary, **facts)
 
 
 def _from_index(

@@ -52,6 +52,9 @@ def make_report(
     opened = None if index is None else index_of(index, normalization)
     kernel, samples = kernel_of(model, options), samples_of(data, options, limit=options.limit)
     chosen = (normalization or Similarity.flat).value if opened is None else opened.normalization
+    if opened is not None:
+        opened.check(kernel)  # before other networks are compared
+        opened.take(samples, [0])
     written = write_report(
         out,
         kernel,
@@ -84,7 +87,7 @@ def check_checkpoints(checkpoints: list[Path], last: Path | None) -> None:
             "--with names checkpoints to compare: name the last one, of which the report is, --checkpoint."
         )
     named = [*checkpoints, last]
-    if len(set(named)) < len(named):
+    if len({path.resolve() for path in named}) < len(named):
         raise InputError(f"--with and --checkpoint name {', '.join(map(str, named))}: name each of the weights once.")
 
 
@@ -106,4 +109,5 @@ def compared(
             yield str(path), kernel_of(model, replace(options, checkpoint=path))
         yield str(options.checkpoint), kernel
 
-    return compare(kernels(), samples, normalization=normalization, seed=options.seed)
+    k = max(1, min(10, len(samples) - 1))
+    return compare(kernels(), samples, k=k, normalization=normalization, seed=options.seed, progress=not options.quiet)

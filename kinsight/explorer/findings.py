@@ -177,9 +177,9 @@ def examine(
     """
     _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile)
     samples = Samples.wrap(data)
-    volatile = most_volatile(stability, samples, n_volatile)
     right, asked = _as_truth(truth, samples), _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
+    volatile = most_volatile(stability, samples, ask.normalization, n_volatile)
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     found, counts = None if asked is None else ask.neighbors(asked, n_neighbors), ask.soft_count()
     lonely, crowded = _extremes(counts, n_lonely, n_crowded)

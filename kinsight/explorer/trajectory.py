@@ -168,9 +168,13 @@ def _runs(values: list[float]) -> list[list[int]]:
     return [[p for _, p in run] for _, run in groupby(enumerate(places), lambda pair: pair[1] - pair[0])]
 
 
+def printable(text: str) -> str:
+    """The text with a mark in place of control characters, which neither XML nor HTML takes."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def _text(text: str) -> str:
-    """As XML takes it: control characters, which it does not, are replaced."""
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), quote=True)
+    return escape(printable(text), quote=True)
 
 
 def _points(pairs: list[tuple[float, float]]) -> str:

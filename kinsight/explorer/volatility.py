@@ -9,21 +9,29 @@ from typing import Any
 from kinsight.agreement import Agreement
 from kinsight.errors import InputError
 from kinsight.explorer.pictures import chart
-from kinsight.explorer.trajectory import MIN_NETWORKS, trajectory
+from kinsight.explorer.trajectory import MIN_NETWORKS, printable, trajectory
+from kinsight.kernel import Normalization
 from kinsight.samples import Samples
 from kinsight.stability import Stability
 
 MEASURES = ("neighbors", "similarities", "counts", "alignments")
 
 
-def most_volatile(stability: Stability | None, samples: Samples, n: int) -> tuple[int, ...]:
-    """The samples whose rank by soft count varies most between networks, by position.
+def most_volatile(
+    stability: Stability | None, samples: Samples, normalization: Normalization, n: int
+) -> tuple[int, ...]:
+    """The samples whose rank by soft count varies most between networks, by position; those of which it varies at all.
 
     Raises:
-        InputError: the stability is of other samples, by id.
+        InputError: the stability is of other samples, by id, or of another similarity than the rest of the page.
     """
     if stability is None:
         return ()
+    if stability.normalization != normalization:
+        raise InputError(
+            f"stability= is of {stability.normalization} similarity, and all else here of {normalization}: compare "
+            f"with normalization={normalization!r}."
+        )
     if stability.ids != samples.ids:
         raise InputError(
             f"stability= is of {len(stability.ids):,} samples, and the data has {len(samples):,}, or others by id: "
@@ -31,7 +39,7 @@ def most_volatile(stability: Stability | None, samples: Samples, n: int) -> tupl
         )
     values = stability.volatility
     order = values.nan_to_num(nan=-1.0).argsort(descending=True, stable=True).tolist()
-    return tuple(place for place in order[:n] if not isnan(values[place]))
+    return tuple(place for place in order[:n] if values[place] > 0)
 
 
 def stability_fields(stability: Stability, places: Sequence[int], samples: Mapping[int, Any]) -> dict[str, Any]:
@@ -44,12 +52,13 @@ def stability_fields(stability: Stability, places: Sequence[int], samples: Mappi
     """
     last = len(stability.names) - 1
     return {
-        "summary": stability.summary(),
+        "summary": printable(stability.summary()),
         "is_trusted": stability.trusted_from is not None,
         "figure": trajectory(stability) if len(stability.names) >= MIN_NETWORKS else "",
-        "last": stability.names[last],
+        "last": printable(stability.names[last]),
+        "normalization": stability.normalization,
         "rows": [
-            {"name": name, "measures": list(_measures(stability, place, last))}
+            {"name": printable(name), "measures": list(_measures(stability, place, last))}
             for place, name in enumerate(stability.names[:last])
         ],
         "chart": chart(stability.volatility.tolist(), "volatilities"),
