@@ -25,11 +25,12 @@ def of_label_errors(records: Sequence[Record]) -> Iterator[Mark]:
         ahead = {way: [a - b for a, b in zip(areas[OURS], areas[way], strict=True)] for way in others}
         least = min(others, key=lambda way: statistics.fmean(ahead[way]))
         by = statistics.fmean(ahead[least])
-        yield record["setting"], "AUROC ahead of every baseline", f"{by:+.4f} to {least}", by > 0
+        name = f"{record['setting']}, {len(seeds)} seeds"
+        yield name, "AUROC ahead of every baseline", f"{by:+.4f} to {least}", by > 0
         if record["setting"].endswith("confused") and len(seeds) > 1:
             level = [way for way in others if statistics.fmean(ahead[way]) <= half_interval(ahead[way])]
             found = f"{len(others) - len(level)} of {len(others)}" + (f", not {', '.join(level)}" if level else "")
-            yield record["setting"], "intervals of the differences above 0", found, not level
+            yield name, "intervals of the differences above 0", found, not level
 
 
 def of_denoising(records: Sequence[Record]) -> Iterator[Mark]:
