@@ -3,6 +3,7 @@
 import math
 import socket
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +151,36 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def work(rank: int, folder: str, port: int) -> None:
+def work(rank: int, folder: str, ports: tuple[int, int]) -> None:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", N_PROCESSES), ("MASTER_PORT", port)):
+        for name, value in (
+            ("RANK", rank),
+            ("LOCAL_RANK", rank),
+            ("WORLD_SIZE", N_PROCESSES),
+            ("MASTER_PORT", ports[0]),
+        ):
             patch.setenv(name, str(value))
         patch.setenv("MASTER_ADDR", "127.0.0.1")
         trainer = trainer_of(Path(folder), max_steps=4, ddp_backend="gloo")
         of_transformers.SimilarityCallback(trainer, inputs(), every=2)
         trainer.train()
         history = trainer.state.log_history
-        torch.save([looks(history), [each["loss"] for each in history if "loss" in each]], f"{folder}/found{rank}")
+        found = [looks(history), [each["loss"] for each in history if "loss" in each]]
+        torch.distributed.destroy_process_group()
+        patch.setenv("NODE_RANK", "0")
+        patch.setenv("MASTER_PORT", str(ports[1]))
+        warnings.filterwarnings("ignore")  # of Lightning, in this process alone
+        log = Log()
+        fit(of_lightning.SimilarityCallback(samples(), every=2), logger=log, max_steps=4, devices=2, strategy="ddp")
+        torch.save([*found, list(log.seen)], f"{folder}/found{rank}")
         torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_wait_for_each_other_and_end(tmp_path: Path) -> None:
     context = torch.multiprocessing.start_processes(
-        work, (str(tmp_path), free_port()), nprocs=N_PROCESSES, join=False, start_method="spawn"
+        work, (str(tmp_path), (free_port(), free_port())), nprocs=N_PROCESSES, join=False, start_method="spawn"
     )
     end = time.monotonic() + 90
     try:
@@ -177,7 +190,8 @@ def test_two_processes_wait_for_each_other_and_end(tmp_path: Path) -> None:
         for process in context.processes:
             process.kill()
     found = [torch.load(tmp_path / f"found{rank}", weights_only=True) for rank in range(N_PROCESSES)]
-    assert [seen for seen, _ in found] == [[1, 3], []]  # the first process alone looks
+    assert [seen for seen, _, _ in found] == [[1, 3], []]  # the first process alone looks
+    assert [seen for _, _, seen in found] == [[1, 3], []]  # with Lightning, too
     assert found[0][1] == found[1][1]
     assert len(found[0][1]) == 4
 
