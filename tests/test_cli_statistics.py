@@ -191,6 +191,25 @@ def test_compare(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(out.splitlines()) == 4
 
 
+def test_denoising_with_sample_weights(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = np.arange(40) % 3
+    np.savez("weights.npz", x=weights.astype(np.float32))
+    Path("weights.csv").write_text("\n".join(["weight", *map(str, weights)]))
+    asked = ("denoise", "shop:values", "npz:values.npz", *QUIET)
+    data = kinsight.Samples(*(np.load("values.npz")[name] for name in "xy"))
+    truth = kinsight.denoise(kinsight.GradientKernel(load_model("shop:values")), data, sample_weights=weights)
+    for source in ("npz:weights.npz", "csv:weights.csv"):
+        found = answer(capsys, *asked, "--sample-weights", source)
+        assert [row["factor"] for row in found["rows"]] == pytest.approx(truth.factors.tolist(), rel=1e-4)
+    for source, message in (
+        ("npz:values.npz", "--sample-weights npz:values.npz: name a file with one number for each sample"),
+        ("npz:nowhere.npz", ""),
+    ):
+        status, _, err = run(capsys, *asked, "--sample-weights", source)
+        assert status == 2
+        assert err.startswith(f"error: {message}")
+
+
 def test_a_report_compares_checkpoints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = load_model("shop:classes")
     for number in range(3):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from kinsight.cli.loading import asked, index_alone, samples_of
 from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, Options, OutFile, Queries
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError, UnknownNameError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 N_PROBES = 64
 
@@ -31,6 +34,10 @@ def print_denoising(
     model: OptionalModel = None,
     data: OptionalData = None,
     queries: Queries = None,
+    sample_weights: Annotated[
+        str | None,
+        typer.Option(help="Weights that samples had in training: npz: or csv: and a file with a number for each."),
+    ] = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of training, as in torch.optim.SGD.")] = 0.0,
     loss_scale: Annotated[
         float | None,
@@ -55,7 +62,8 @@ def print_denoising(
 
     if index is not None:
         of_training = {
-            "--queries": queries, "--weight-decay": weight_decay, "--loss-scale": loss_scale, "--decayed": decayed,
+            "--queries": queries, "--sample-weights": sample_weights, "--weight-decay": weight_decay,
+            "--loss-scale": loss_scale, "--decayed": decayed,
             "--method": method is not How.auto, "--probes": n_probes != N_PROBES,
         }  # fmt: skip
         _check_unset(of_training)
@@ -64,7 +72,8 @@ def print_denoising(
         return
     kernel, samples = asked(model, data, options)
     found = denoise(
-        kernel, samples, None if queries is None else samples_of(queries, options), weight_decay=weight_decay,
+        kernel, samples, None if queries is None else samples_of(queries, options),
+        sample_weights=None if sample_weights is None else _numbers(sample_weights, options), weight_decay=weight_decay,
         loss_scale=loss_scale, decayed=_decaying(kernel.parameters, decayed), method=method.value, n_probes=n_probes,
         seed=options.seed, progress=not options.quiet,
     )  # fmt: skip
@@ -79,6 +88,21 @@ def print_denoising(
         noise=found.noise, noise_error=found.noise_error, degrees_of_freedom=found.degrees_of_freedom,
         is_credible=found.is_credible, method=found.method, checks=checks,
     )  # fmt: skip
+
+
+def _numbers(source: str, options: Options) -> Tensor:
+    """One number a sample, from a file of a data set that has nothing else.
+
+    Raises:
+        InputError: it has more.
+    """
+    from torch import Tensor
+
+    found = samples_of(source, options)
+    values = found.take(range(len(found))).inputs
+    if not isinstance(values, Tensor) or values.numel() != len(found):
+        raise InputError(f"--sample-weights {source}: name a file with one number for each sample, and nothing else.")
+    return values.flatten()
 
 
 def _check_unset(options: Mapping[str, Any]) -> None:
