@@ -141,11 +141,6 @@ class Questions(Contents):
             raise InputError("Queries that are inputs need kernel=, to sketch them as the index's samples were.")
         check_identity(kernel, self.about["kernel"], f"Index {str(self.folder)!r}")
         samples = Samples.wrap(queries)
-        how = {"seed": self.about["seed"], "normalization": self.normalization}
-        parts = [sketch(kernel, batch, self.dim, **how) for batch in samples.batches(kernel.block_size(samples))]
-        sketches, norms, outputs = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "outputs")
-        )
         rows = torch.full((len(samples),), -1)
         if data is not None:
             known = Samples.wrap(data)
@@ -153,6 +148,11 @@ class Questions(Contents):
             places = rows[rows >= 0].tolist() or [0]
             for start in range(0, len(places), HELD):  # positions in other data would be rows of other samples
                 taken(self.store, known, places[start : start + HELD])
+        how = {"seed": self.about["seed"], "normalization": self.normalization}
+        parts = [sketch(kernel, batch, self.dim, **how) for batch in samples.batches(kernel.block_size(samples))]
+        sketches, norms, outputs = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "outputs")
+        )
         return Strangers(samples.ids, sketches, norms.double(), outputs, rows)
 
     def denoising_sums(self) -> DenoisingSums:

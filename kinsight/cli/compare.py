@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from kinsight.cli.loading import kernel_of, samples_of
+from kinsight.cli.loading import kernels_of, samples_of
 from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
-
-if TYPE_CHECKING:
-    from kinsight.kernel import GradientKernel
 
 
 def print_comparison(
@@ -52,15 +47,11 @@ def print_comparison(
 
         check_figure(figure, len(checkpoints))
 
-    def kernels() -> Iterator[tuple[str, GradientKernel]]:
-        for path in checkpoints:
-            yield str(path), kernel_of(model, replace(options, checkpoint=path))
-
     samples = samples_of(data, options, limit=options.limit)
     chosen = normalization or Similarity.flat
     found = compare(
-        kernels(), samples, k=k, n_anchors=n_anchors, n_others=n_others, least=least, normalization=chosen.value,
-        seed=options.seed,
+        kernels_of(model, checkpoints, options), samples, k=k, n_anchors=n_anchors, n_others=n_others, least=least,
+        normalization=chosen.value, seed=options.seed,
     )  # fmt: skip
     if figure is not None:
         write_trajectory(figure, found)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_alone, kernel_of
+from kinsight.cli.loading import asked, index_alone, kernels_of
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
@@ -83,7 +83,7 @@ def print_labels(
     if asker.index is None:
         asker.kernel, asker.samples = asked(model, data, options)
         asker.normalization = (normalization or Similarity.flat).value
-        asker.earlier = [kernel_of(str(model), replace(options, checkpoint=path)) for path in checkpoints or []]
+        asker.earlier = [kernel for _, kernel in kernels_of(str(model), checkpoints or [], options)]
     if conflicts is not None:
         n_found = _print_conflicts(asker.conflicts(conflicts, top), options, out)
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,12 @@ def kernel_of(model: str, options: Options) -> GradientKernel:
     limits: dict[str, Any] = {} if options.max_bytes is None else {"max_bytes": options.max_bytes}
     output = _output(options.output, options.seed)
     return GradientKernel(network, output, parameters=chosen, batch_size=options.batch_size, **limits)
+
+
+def kernels_of(model: str, checkpoints: Iterable[Path], options: Options) -> Iterator[tuple[str, GradientKernel]]:
+    """The kernels of one model with the weights of several checkpoints, by their paths, one at a time."""
+    for path in checkpoints:
+        yield str(path), kernel_of(model, replace(options, checkpoint=path))
 
 
 def samples_of(source: str, options: Options, *, limit: int | None = None) -> Samples:

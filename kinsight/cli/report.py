@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinsight.cli.loading import check_writable, index_of, kernel_of, samples_of
+from kinsight.cli.loading import check_writable, index_of, kernel_of, kernels_of, samples_of
 from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
@@ -104,10 +103,6 @@ def compared(
         return None
     from kinsight.stability import compare
 
-    def kernels() -> Iterator[tuple[str, GradientKernel]]:
-        for path in checkpoints:
-            yield str(path), kernel_of(model, replace(options, checkpoint=path))
-        yield str(options.checkpoint), kernel
-
+    kernels = chain(kernels_of(model, checkpoints, options), [(str(options.checkpoint), kernel)])
     k = max(1, min(10, len(samples) - 1))
-    return compare(kernels(), samples, k=k, normalization=normalization, seed=options.seed, progress=not options.quiet)
+    return compare(kernels, samples, k=k, normalization=normalization, seed=options.seed, progress=not options.quiet)
