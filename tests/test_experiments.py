@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,24 @@ from experiments.mnist import one_pair, section
 from experiments.mnist.arms import ARMS, OwnClass, Source, network
 from experiments.mnist.images import Images, few
 from experiments.mnist.images import moved as shifted
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_only_runs_need_what_experiments_install() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    absent = sorted({*extras["experiments"]} - {*extras["dev"]})
+    assert "cleanlab" in absent
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / "experiments").rglob("*.py"))
+    ]
+    assert "experiments.label_errors.ways" in modules
+    code = (
+        f"import importlib, sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        f"for name in {modules}: importlib.import_module(name)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("noise", ["symmetric", "confused"])

@@ -9,8 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from cleanlab.count import estimate_confident_joint_and_cv_pred_proba
-from cleanlab.rank import get_label_quality_scores
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -131,6 +129,9 @@ class _Classifier:
 
 
 def _cleanlab(data: Planted) -> Sequence[Tensor]:
+    from cleanlab.count import estimate_confident_joint_and_cv_pred_proba  # here, so that tests do without it
+    from cleanlab.rank import get_label_quality_scores
+
     given = data.given.numpy()
     _, said = estimate_confident_joint_and_cv_pred_proba(data.inputs.numpy(), given, _Classifier(), seed=0)
     return [1 - torch.from_numpy(get_label_quality_scores(given, said, method=method)) for method in CLEANLAB]
