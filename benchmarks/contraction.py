@@ -16,7 +16,7 @@ from benchmarks import jobs
 from benchmarks.jobs import FULL, KINSIGHT
 from benchmarks.timing import interleaved
 from kinsight import GradientKernel
-from kinsight.contractions import Contraction
+from kinsight.gradients.contractions import Contraction
 
 SIZES = {"mlp": 1024, "lenet": 512, "resnet18": 128, "vit": 64, "encoder": 64}
 

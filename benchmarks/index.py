@@ -22,8 +22,8 @@ from benchmarks import jobs
 from benchmarks.jobs import KINSIGHT
 from benchmarks.timing import extra_bytes, interleaved
 from kinsight import Index, Samples
-from kinsight.knn import BATCH, TABLE, fill_neighbors
-from kinsight.store import Store
+from kinsight.indexing.knn import BATCH, TABLE, fill_neighbors
+from kinsight.indexing.store import Store
 
 SIZES = {"resnet18": 1024, "lenet": 4096, "mlp": 8192}
 DIM = 4096

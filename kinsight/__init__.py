@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kinsight.averages import averages
-    from kinsight.conflicts import label_conflicts
-    from kinsight.denoising import denoise
+    from kinsight.denoising.denoise import denoise
     from kinsight.density import hard_count, power_count, soft_count
     from kinsight.exports import export
     from kinsight.fit import fit_map
     from kinsight.index import Index
     from kinsight.kernel import GradientKernel
-    from kinsight.labels import label_suspects
-    from kinsight.loss import SimilarityLoss
+    from kinsight.labels.conflicts import label_conflicts
+    from kinsight.labels.suspects import label_suspects
     from kinsight.neighbors import neighbors
     from kinsight.plan import Plan, plan
     from kinsight.samples import Batch, Samples
     from kinsight.sketch import Sketch, sketch
     from kinsight.stability import compare
+    from kinsight.training.loss import SimilarityLoss
+    from kinsight.training.watching import SimilarityWatcher
     from kinsight.uncertainty import signed_support, uncertainty
-    from kinsight.watching import SimilarityWatcher
 
 __all__ = [
     "Batch",
@@ -56,17 +56,17 @@ _HOME = {
     "Index": "index",
     "Plan": "plan",
     "Samples": "samples",
-    "SimilarityLoss": "loss",
-    "SimilarityWatcher": "watching",
+    "SimilarityLoss": "training.loss",
+    "SimilarityWatcher": "training.watching",
     "Sketch": "sketch",
     "averages": "averages",
     "compare": "stability",
-    "denoise": "denoising",
+    "denoise": "denoising.denoise",
     "fit_map": "fit",
     "hard_count": "density",
     "export": "exports",
-    "label_conflicts": "conflicts",
-    "label_suspects": "labels",
+    "label_conflicts": "labels.conflicts",
+    "label_suspects": "labels.suspects",
     "neighbors": "neighbors",
     "plan": "plan",
     "power_count": "density",

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import LEAST_SHARE, KernelProducts, Weighting, kernel_products
+from kinsight.labels.votes import Task, known_targets, task_of
 from kinsight.neighbors import self_positions
 from kinsight.outputs import OutputFunction
 from kinsight.samples import Id, Samples
-from kinsight.unit_gradients import warn_undefined
-from kinsight.votes import Task, known_targets, task_of
 
 
 @dataclass(frozen=True, eq=False)

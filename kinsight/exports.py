@@ -16,12 +16,12 @@ from torch import Tensor
 
 from kinsight.density import Counts
 from kinsight.errors import IndexExistsError, IndexWriteError, InputError
-from kinsight.knn import TABLE, NeighborTable
-from kinsight.labels import LabelSuspects
+from kinsight.indexing.knn import TABLE, NeighborTable
+from kinsight.indexing.rows import ROWS
+from kinsight.labels.suspects import LabelSuspects
+from kinsight.labels.votes import names_of_classes
 from kinsight.neighbors import Neighbors
-from kinsight.rows import ROWS
 from kinsight.samples import Id
-from kinsight.votes import names_of_classes
 
 if TYPE_CHECKING:
     from kinsight.index import Index

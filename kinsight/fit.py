@@ -23,9 +23,9 @@ from torch import Tensor
 from kinsight.averages import Averages, Labels, averages_among
 from kinsight.errors import InputError, TargetError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
+from kinsight.labels.votes import Ballots, Task, check_power, known_targets, names_of_classes, scale_of, votes_of
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
-from kinsight.votes import Ballots, Task, check_power, known_targets, names_of_classes, scale_of, votes_of
 
 Regime = Literal[
     "learned", "memorized", "underfit", "contradicted", "ambiguous", "alone", "not learned", "undefined"

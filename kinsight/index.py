@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight import building
-from kinsight.approximate import LEAST_ROWS, SEARCH, build_search, search
-from kinsight.building import ERROR, taken
-from kinsight.engine import EngineName, engine_named
 from kinsight.errors import IncompleteIndexError, InputError
-from kinsight.exchange import read_parquet, write_parquet
-from kinsight.identity import check_identity
+from kinsight.indexing import building
+from kinsight.indexing.approximate import LEAST_ROWS, SEARCH, build_search, search
+from kinsight.indexing.building import ERROR, taken
+from kinsight.indexing.engine import EngineName, engine_named
+from kinsight.indexing.exchange import read_parquet, write_parquet
+from kinsight.indexing.identity import check_identity
+from kinsight.indexing.knn import TABLE, NeighborTable, fill_neighbors
+from kinsight.indexing.questions import Questions
+from kinsight.indexing.rows import matrix_of
+from kinsight.indexing.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
+from kinsight.indexing.store import Damage, Store
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.knn import TABLE, NeighborTable, fill_neighbors
 from kinsight.neighbors import Neighbors
-from kinsight.questions import Questions
-from kinsight.rows import matrix_of
 from kinsight.samples import Batch, Id, Samples
-from kinsight.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
-from kinsight.store import Damage, Store
 
 SEARCHED_FROM = 200_000
 """Samples from which on an index gets an approximate search where nothing is said: a scan takes longer than a blink."""

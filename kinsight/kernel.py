@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
-from kinsight.batch_gradients import BatchGradients, OwnGram
-from kinsight.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
-from kinsight.differentiate import Differentiator
+from kinsight.captures.running import check_finite
+from kinsight.differentiation.batch_gradients import BatchGradients, OwnGram
+from kinsight.differentiation.differentiate import Differentiator
+from kinsight.differentiation.footprint import Footprint, measure
+from kinsight.differentiation.layer_by_layer import Take
+from kinsight.differentiation.trace import Check
+from kinsight.differentiation.unit_gradients import Normalizer, UnitGradients, mark_undefined, warn_undefined
 from kinsight.errors import (
     EmptyDataError,
     InputError,
@@ -20,15 +24,11 @@ from kinsight.errors import (
     SampleTypeError,
     UnknownNameError,
 )
-from kinsight.footprint import Footprint, measure
-from kinsight.layer_by_layer import Take
+from kinsight.gradients.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
 from kinsight.outputs import OutputFunction, resolve_output
 from kinsight.parameters import choose_parameters
-from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, filled, pair_blocks, symmetric_pair_blocks
-from kinsight.trace import Check
-from kinsight.unit_gradients import Normalizer, UnitGradients, mark_undefined, warn_undefined
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
 
 Normalization = Literal["whitened", "flat"]

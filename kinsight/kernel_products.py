@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Outputs, PerSample
-from kinsight.batch_gradients import BatchGradients
-from kinsight.contractions import add_in_float64, in_float64
+from kinsight.differentiation.batch_gradients import BatchGradients
+from kinsight.gradients.contractions import add_in_float64, in_float64
 from kinsight.kernel import GradientKernel
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Samples

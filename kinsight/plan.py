@@ -17,16 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kinsight.batch_gradients import BatchGradients
 from kinsight.batches import map_leaves
-from kinsight.contractions import SCRATCH_BYTES, in_float64
-from kinsight.costs import PASSING_BYTES
+from kinsight.differentiation.batch_gradients import BatchGradients
+from kinsight.differentiation.unit_gradients import UnitGradients
 from kinsight.errors import UnknownNameError
+from kinsight.gradients.contractions import SCRATCH_BYTES, in_float64
+from kinsight.gradients.costs import PASSING_BYTES
 from kinsight.kernel import GradientKernel
 from kinsight.live import peak_bytes
 from kinsight.samples import Batch, Samples
 from kinsight.sketch import measured_dim, sketch
-from kinsight.unit_gradients import UnitGradients
 
 Question = Literal["gram", "similarity", "soft_count", "index"]
 """Kernel values of all pairs; similarities of all pairs, as neighbors, hard and power counts and label suspects need
@@ -320,7 +320,7 @@ def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, queries
 
 
 def _index(kernel: GradientKernel, samples: Samples, size: int, error: float, dim: int | None) -> Plan:
-    """Sketches of all samples, one pass each; see `kinsight.building`."""
+    """Sketches of all samples, one pass each; see `kinsight.indexing.building`."""
     n = len(samples)
     dim = measured_dim(kernel, samples.take(some_of(n, N_TRIED)), error) if dim is None else dim
     seconds, peak = Line(), Line()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks
-from kinsight.nodes import node_names, widen
+from kinsight.captures.nodes import node_names, widen
+from kinsight.captures.running import call_model, needs_company, untouched
 from kinsight.outputs import OutputFunction, evaluate
-from kinsight.running import call_model, needs_company, untouched
 from kinsight.samples import Batch
 
 

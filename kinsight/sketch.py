@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Outputs, PerSample
-from kinsight.contractions import add_in_float64, full_precision, in_float64
+from kinsight.captures.running import check_finite
+from kinsight.differentiation.unit_gradients import Normalizer
 from kinsight.errors import InputError, ZeroGradientWarning
 from kinsight.gradients import Gradients
+from kinsight.gradients.contractions import add_in_float64, full_precision, in_float64
+from kinsight.gradients.projection import Projection
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.projection import Projection
-from kinsight.running import check_finite
 from kinsight.samples import Batch, Id, Inputs, as_batch
-from kinsight.unit_gradients import Normalizer
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight.batch_gradients import BatchGradients
+from kinsight.differentiation.batch_gradients import BatchGradients
+from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import kernel_products
 from kinsight.progress import progress_bar
 from kinsight.samples import Batch, Id, Samples
 from kinsight.stream import pair_blocks
-from kinsight.unit_gradients import warn_undefined
 from kinsight.whitening import spectrum
 
 

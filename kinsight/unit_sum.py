@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mixing, PerSample
-from kinsight.batch_gradients import BatchGradients
-from kinsight.contractions import add_in_float64, in_float64
+from kinsight.differentiation.batch_gradients import BatchGradients
+from kinsight.differentiation.forward_mode import output_moves
+from kinsight.differentiation.unit_gradients import Normalizer
 from kinsight.errors import ModelError
-from kinsight.forward_mode import output_moves
+from kinsight.gradients.contractions import add_in_float64, in_float64
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.samples import Batch, Samples
-from kinsight.unit_gradients import Normalizer
 
 Route = Literal["auto", "forward", "captures"]
 """How the sum is read: in forward mode, from captures as it was made, or from captures that were kept."""

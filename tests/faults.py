@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from kinsight import GradientKernel, Index, Samples, building
+from kinsight import GradientKernel, Index, Samples
 from kinsight.errors import DamagedIndexError, IndexFormatError, NoIndexError
-from kinsight.manifest import MANIFEST
-from kinsight.store import Store
+from kinsight.indexing import building
+from kinsight.indexing.manifest import MANIFEST
+from kinsight.indexing.store import Store
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("flip", "truncate", "swap", "delete", "extend")
@@ -96,7 +97,7 @@ def survives_damage(whole: Path, chance: random.Random) -> str | None:
 WRITER = """
 import sys
 from pathlib import Path
-from kinsight.store import Store
+from kinsight.indexing.store import Store
 from tests.faults import shard
 folder = Path(sys.argv[1])
 is_there = (folder / "manifest.json").exists()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from kinsight import GradientKernel, Index
-from kinsight.durable import write_record
 from kinsight.errors import IndexFormatError, InputError
-from kinsight.manifest import MANIFEST
+from kinsight.indexing.durable import write_record
+from kinsight.indexing.manifest import MANIFEST
 from tests.indexes import data, network
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from kinsight import GradientKernel, Index, Samples, hard_count, label_suspects, power_count, soft_count
 from kinsight.errors import InputError, TargetError, ZeroGradientWarning
-from kinsight.labels import LabelSuspects
+from kinsight.labels.suspects import LabelSuspects
 
 N, DIM = 300, 1024
 
@@ -212,7 +212,7 @@ def test_denoising_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert abs(float(of_seeds.mean())) < 3 * float(of_seeds.std()) / 8**0.5
     assert sum(map(len, off_factors)) > 4 * N
     assert float(torch.cat(off_factors).median()) < 0.1
-    monkeypatch.setattr("kinsight.denoising_sums.MAX_MOMENTS", 10 * DIM)  # a few rows of the moments at a time
+    monkeypatch.setattr("kinsight.indexing.denoising_sums.MAX_MOMENTS", 10 * DIM)  # a few rows of the moments at a time
     again = index.denoising_sums()
     torch.testing.assert_close(again.squares, found.squares)
     torch.testing.assert_close(again.error_of_squares, found.error_of_squares)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kinsight.baselines import InputCosine, LossValue, OutOfFold, PenultimateCosine, SelfInfluence
 from kinsight.errors import InputError, ModelError, ShapeError, TargetError
-from kinsight.folds import Folds
+from kinsight.labels.folds import Folds
 from kinsight.samples import Batch, Samples
 from tests.test_engine import EXACT, error
 

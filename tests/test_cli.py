@@ -426,7 +426,7 @@ def test_interruption_exits_with_130(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kinsight.labels.label_suspects", interrupt)
+    monkeypatch.setattr("kinsight.labels.suspects.label_suspects", interrupt)
     status, _, err = run(capsys, "labels", "shop:build", "npz:data.npz", "--quiet")
     assert status == 130
     assert "interrupted" in err
@@ -438,7 +438,7 @@ def test_what_nobody_expected_is_no_finding(
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("by\nzero")
 
-    monkeypatch.setattr("kinsight.labels.label_suspects", fail)
+    monkeypatch.setattr("kinsight.labels.suspects.label_suspects", fail)
     arguments = ("labels", "shop:build", "npz:data.npz", "--quiet")
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import kinsight
-from kinsight.conflicts import label_conflicts
 from kinsight.errors import InputError, TargetError
 from kinsight.kernel import GradientKernel
+from kinsight.labels.conflicts import label_conflicts
 from kinsight.samples import Samples
 from tests.zoo import ZOO
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import kinsight
-from kinsight import contractions
+from kinsight.gradients import contractions
 from kinsight.gradients.products import MOST_ROUNDED
 from kinsight.kernel import GradientKernel
 from tests.test_engine import error

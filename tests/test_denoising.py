@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples
-from kinsight.denoising import Denoising, denoise
+from kinsight.denoising.denoise import Denoising, denoise
+from kinsight.denoising.misfit import misfit
+from kinsight.denoising.smoother import conjugate_residuals
 from kinsight.errors import InputError, TargetError, UnknownNameError
-from kinsight.misfit import misfit
-from kinsight.smoother import conjugate_residuals
 
 N = 60
 
@@ -148,7 +148,7 @@ def both(c: int, **options: Any) -> tuple[Denoising, Denoising]:
 def test_estimates_are_within_their_errors(
     c: int, n_queries: int | None, weight_decay: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kinsight.least_squares.N_STEPS", 60)
+    monkeypatch.setattr("kinsight.denoising.least_squares.N_STEPS", 60)
     queries = None if n_queries is None else inputs(n_queries, seed=9)
     weights = torch.linspace(0.5, 2, N) if weight_decay else None
     exact, found = both(c, queries=queries, weight_decay=weight_decay, sample_weights=weights)
@@ -213,14 +213,14 @@ def test_matrices_are_made_in_double_precision(monkeypatch: pytest.MonkeyPatch) 
     assert found.degrees_of_freedom == pytest.approx(194)
     close(found.noise_left, fine.noise_left, 1e-4)
     assert all(parameter.dtype == torch.float32 for parameter in single.parameters())
-    monkeypatch.setattr("kinsight.denoising.finer", lambda kernel, *samples: None)  # a model that cannot be copied
+    monkeypatch.setattr("kinsight.denoising.denoise.finer", lambda kernel, *samples: None)  # as if it had no copy
     less = denoise(GradientKernel(single), Samples(x.float() - 35, y))
     assert "precision" in [check.name for check in less.checks if not check.is_met]
 
 
 @pytest.mark.parametrize("method", ["exact", "estimate"])
 def test_estimates_have_their_errors_in_every_row(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinsight.least_squares.N_STEPS", 10)
+    monkeypatch.setattr("kinsight.denoising.least_squares.N_STEPS", 10)
     found = denoise(GradientKernel(network(1)), Samples(inputs(), inputs(d=1, seed=2)), method=method, n_probes=16)
     names = set(next(iter(found.rows())))
     assert ({"factor_error", "noise_left_error"} <= names) == (method == "estimate")

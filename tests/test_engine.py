@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from kinsight import reference
-from kinsight.batch_gradients import BatchGradients
-from kinsight.capture import LayerCapture
+from kinsight.captures.capture import LayerCapture
+from kinsight.differentiation.batch_gradients import BatchGradients
+from kinsight.differentiation.forward_mode import output_moves
 from kinsight.errors import KinsightError, UncapturedParameterError
-from kinsight.forward_mode import output_moves
 from kinsight.gradients import Built, Factored, Gradients
 from kinsight.kernel import GradientKernel
 from kinsight.rules import RULES, register_rule
@@ -122,7 +122,7 @@ def test_pieces_do_not_matter(case: Case, is_built: bool, monkeypatch: pytest.Mo
     whole = [kernel(x, y), kernel(x), kernel.blocks(x, y), kernel.diag(x)]
     monkeypatch.setattr("kinsight.gradients.products.is_gram_built", lambda **sizes: is_built)
     monkeypatch.setattr("kinsight.gradients.products.PASSING_BYTES", 1)
-    monkeypatch.setattr("kinsight.contractions.SCRATCH_BYTES", 1)
+    monkeypatch.setattr("kinsight.gradients.contractions.SCRATCH_BYTES", 1)
     for found, truth in zip([kernel(x, y), kernel(x), kernel.blocks(x, y), kernel.diag(x)], whole, strict=True):
         assert error(found, truth) < EXACT
 
@@ -228,7 +228,7 @@ def test_the_model_comes_back_untouched(case: Case, monkeypatch: pytest.MonkeyPa
     kernel.similarity(x)
     with pytest.raises(KinsightError), torch.no_grad():
         kernel(torch.zeros(2, 1, 1, 1, 1, dtype=torch.float16))
-    monkeypatch.setattr("kinsight.differentiate.unexplained", interrupt)
+    monkeypatch.setattr("kinsight.differentiation.differentiate.unexplained", interrupt)
     with pytest.raises(KeyboardInterrupt):
         GradientKernel(model, case.outputs[0], parameters=lambda name: True)(x)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from kinsight import GradientKernel, Index, Samples
-from kinsight.about import ERRORS
 from kinsight.errors import IndexExistsError, IndexFormatError, IndexWriteError, NoIndexError
-from kinsight.exchange import ABOUT
+from kinsight.indexing.about import ERRORS
+from kinsight.indexing.exchange import ABOUT
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def kernel() -> GradientKernel:
 
 @pytest.fixture
 def index(tmp_path: Path, kernel: GradientKernel, monkeypatch: pytest.MonkeyPatch) -> Index:
-    monkeypatch.setattr("kinsight.building.MAX_SHARD", 64)
-    monkeypatch.setattr("kinsight.exchange.MAX_SHARD", 64)
+    monkeypatch.setattr("kinsight.indexing.building.MAX_SHARD", 64)
+    monkeypatch.setattr("kinsight.indexing.exchange.MAX_SHARD", 64)
     names = [f"s{row}" for row in range(149)] + [7]
     data = Samples(torch.randn(150, 5), targets=torch.arange(150) % 3, ids=names, class_names=["a", "b", "c"])
     return Index.build(tmp_path / "index", kernel, data, dim=32)

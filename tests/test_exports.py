@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 import kinsight
-from kinsight.conflicts import label_conflicts
-from kinsight.denoising_sums import DenoisingSums
 from kinsight.errors import IndexExistsError, IndexWriteError, InputError, ZeroGradientWarning
 from kinsight.exports import as_table, cleanlab_issues, export, flattened, knn_graph, map_table
+from kinsight.indexing.denoising_sums import DenoisingSums
+from kinsight.indexing.knn import NeighborTable
 from kinsight.kernel import GradientKernel
-from kinsight.knn import NeighborTable
+from kinsight.labels.conflicts import label_conflicts
 from kinsight.samples import Samples
 
 N = 40

@@ -319,12 +319,12 @@ class Merged(nn.Module):
 
 
 def test_weights_made_of_parameters_are_pulled_back_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinsight.contractions.SCRATCH_BYTES", 2 * 4 * 3 * (64 * 64 + 128))
+    monkeypatch.setattr("kinsight.gradients.contractions.SCRATCH_BYTES", 2 * 4 * 3 * (64 * 64 + 128))
     torch.manual_seed(0)
     kernel = GradientKernel(Merged(64))
     x = torch.randn(9, 64)
     largest = 0
-    from kinsight import weights
+    from kinsight.differentiation import weights
 
     plain = weights._pull_back
 

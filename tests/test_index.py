@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kinsight import GradientKernel, Index, Samples, sketch
-from kinsight.engine import read_ahead
 from kinsight.errors import (
     ChangedDataError,
     IncompleteIndexError,
@@ -25,11 +24,12 @@ from kinsight.errors import (
     UnknownNameError,
     WrongModelError,
 )
-from kinsight.identity import content_digests, identity_of
+from kinsight.indexing.engine import read_ahead
+from kinsight.indexing.identity import content_digests, identity_of
+from kinsight.indexing.store import Store
 from kinsight.outputs import one_vs_rest, probes
 from kinsight.samples import Batch
 from kinsight.sketch import dim_for
-from kinsight.store import Store
 from tests.faults import columns_of, finish, killed_builder
 from tests.indexes import DIM, data, network
 
@@ -39,7 +39,7 @@ HALF = 2e-3
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinsight.building.MAX_SHARD", 64)
+    monkeypatch.setattr("kinsight.indexing.building.MAX_SHARD", 64)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_what_is_committed_is_not_computed_again(kernel: GradientKernel, tmp_pat
     done: list[int] = []
     real = sketch
     monkeypatch.setattr(
-        "kinsight.worker.sketch", lambda k, batch, *a, **b: done.extend(batch.ids) or real(k, batch, *a, **b)
+        "kinsight.indexing.worker.sketch", lambda k, batch, *a, **b: done.extend(batch.ids) or real(k, batch, *a, **b)
     )
     Index.build(tmp_path, kernel, data(), dim=DIM, resume=True)
     assert done == list(range(256, 300))

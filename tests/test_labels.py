@@ -5,15 +5,15 @@ import torch
 from torch import Tensor, nn
 
 import kinsight
-from kinsight.calibration import calibrated
 from kinsight.errors import InputError, NonFiniteError, SampleTypeError, TargetError, ZeroGradientWarning
 from kinsight.explorer.findings import auroc
-from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel
-from kinsight.leave_one_out import RIDGES, by_features, by_gram, folded
+from kinsight.labels.calibration import calibrated
+from kinsight.labels.folds import Folds
+from kinsight.labels.leave_one_out import RIDGES, by_features, by_gram, folded
+from kinsight.labels.votes import Ballots, shares_of
 from kinsight.samples import Samples
 from kinsight.sketch import error_of
-from kinsight.votes import Ballots, shares_of
 from tests.test_engine import EXACT, error
 from tests.zoo import ZOO
 
@@ -73,7 +73,7 @@ def test_each_sample_is_predicted_by_all_others(kind: str) -> None:
 @pytest.mark.parametrize("batch", [7, 100])
 @pytest.mark.parametrize("few", [0.0, 1.5])
 def test_features_say_the_same_as_their_gram_matrix(batch: int, few: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinsight.leave_one_out.FEW", few)
+    monkeypatch.setattr("kinsight.labels.leave_one_out.FEW", few)
     x, y, _ = clusters()
     gram = network().flat_similarity(x)
     values, vectors = torch.linalg.eigh(gram)
@@ -98,8 +98,8 @@ def test_long_sketches_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
     short = folded(values, 3)
     assert short.shape == (N, 334)
     assert error_of(short, kernel.flat_similarity(x))["inner"] < 2 / 334**0.5
-    monkeypatch.setattr("kinsight.leave_one_out.MAX_FEATURES", 340)
-    monkeypatch.setattr("kinsight.leave_one_out.FEW", 0.0)
+    monkeypatch.setattr("kinsight.labels.leave_one_out.MAX_FEATURES", 340)
+    monkeypatch.setattr("kinsight.labels.leave_one_out.FEW", 0.0)
     found = by_features(lambda: iter([(0, values)]), labels)
     assert torch.equal(found.values, by_features(lambda: iter([(0, short)]), labels).values)
     assert bool((found.values.argmax(dim=1) != y)[is_wrong].all())

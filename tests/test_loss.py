@@ -16,7 +16,7 @@ from kinsight.errors import (
 )
 from kinsight.live import peak_bytes
 from kinsight.outputs import pooled
-from kinsight.pairs import grouped
+from kinsight.training.pairs import grouped
 from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
 from tests.zoo import ZOO, Case
 

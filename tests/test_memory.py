@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kinsight import reference
-from kinsight.batch_gradients import BatchGradients
+from kinsight.differentiation.batch_gradients import BatchGradients
+from kinsight.differentiation.layer_by_layer import hand_over
 from kinsight.errors import UncapturedParameterError
 from kinsight.gradients import Gradients
 from kinsight.kernel import GradientKernel
-from kinsight.layer_by_layer import hand_over
 from kinsight.live import peak_bytes
 from kinsight.outputs import resolve_output
 from kinsight.rules import RULES
@@ -35,7 +35,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(outputs))
         real(outputs, *rest)
 
-    monkeypatch.setattr("kinsight.differentiate.hand_over", counted)
+    monkeypatch.setattr("kinsight.differentiation.differentiate.hand_over", counted)
     return seen
 
 

@@ -17,7 +17,7 @@ from kinsight.errors import (
     UnknownNameError,
     ZeroGradientWarning,
 )
-from kinsight.pairs import Augmented
+from kinsight.training.pairs import Augmented
 from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
 
 # --------------------------------------------------------------------------------------------------- bad input

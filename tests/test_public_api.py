@@ -74,7 +74,7 @@ def test_unknown_name_is_an_attribute_error():
         kinsight.no_such_name  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["", "import kinsight.neighbors", "import kinsight.labels"])
+@pytest.mark.parametrize("first", ["", "import kinsight.neighbors", "import kinsight.labels.suspects"])
 def test_neighbors_is_the_function_whatever_was_imported_first(first: str):
     """Importing the submodule sets the attribute of the same name on the package, over the function."""
     code = f"{first}\nimport kinsight\nprint(type(kinsight.neighbors).__name__)"

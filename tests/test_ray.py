@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from kinsight import GradientKernel, Index, Samples
 from kinsight.errors import ChangedDataError, EngineError, InputError, NonFiniteError, UnknownNameError, WrongModelError
-from kinsight.on_ray import _rows_of
+from kinsight.indexing.on_ray import _rows_of
+from kinsight.indexing.worker import Worker
 from kinsight.samples import Batch
-from kinsight.worker import Worker
 from tests.indexes import DIM, data, network
 from tests.test_index import columns, interrupted
 
@@ -43,7 +43,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinsight.building.MAX_SHARD", 64)
+    monkeypatch.setattr("kinsight.indexing.building.MAX_SHARD", 64)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from torch import nn
 
 from kinsight import GradientKernel, Index, Samples, neighbors
 from kinsight.errors import IncompleteIndexError, InputError
-from kinsight.search import grouped
-from kinsight.store import Store
+from kinsight.indexing.search import grouped
+from kinsight.indexing.store import Store
 from tests.indexes import DIM, data, network
 
 
@@ -117,9 +117,9 @@ def test_neighbors_of_all(index: Index) -> None:
 
 def test_neighbors_of_all_go_on(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = index.build_neighbors(k=4)
-    import kinsight.knn
+    import kinsight.indexing.knn
 
-    real, done = kinsight.knn.nearest, []
+    real, done = kinsight.indexing.knn.nearest, []
 
     def counted(*arguments: Any) -> Any:
         done.append(len(arguments[1]))
@@ -127,8 +127,8 @@ def test_neighbors_of_all_go_on(index: Index, monkeypatch: pytest.MonkeyPatch) -
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr("kinsight.knn.nearest", counted)
-    small = 4 * 50 * (DIM + kinsight.knn.BATCH + 4 * 5)
+    monkeypatch.setattr("kinsight.indexing.knn.nearest", counted)
+    small = 4 * 50 * (DIM + kinsight.indexing.knn.BATCH + 4 * 5)
     with pytest.raises(KeyboardInterrupt):
         index.build_neighbors(k=5, max_bytes=small)
     with pytest.raises(IncompleteIndexError, match="has neighbors of 100 of its 300 samples"):

@@ -8,7 +8,7 @@ import torch
 from kinsight import GradientKernel, sketch
 from kinsight.errors import InputError, NonFiniteError
 from kinsight.gradients import Factored
-from kinsight.projection import Projection
+from kinsight.gradients.projection import Projection
 from kinsight.sketch import dim_for, error_of, measured_dim
 from tests.zoo import ZOO, Case
 
@@ -53,7 +53,7 @@ def test_built_gradients_are_projected_entry_by_entry(shape: tuple[int, ...], di
 def test_rolled_is_scattered(shape: tuple[int, ...], run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.randn(3, 2, *shape, dtype=torch.float64)
     projection = Projection(1, "w", 64)
-    monkeypatch.setattr("kinsight.costs.ROLLED", run)
+    monkeypatch.setattr("kinsight.gradients.costs.ROLLED", run)
     truth = torch.einsum(
         "ncp,cpd->nd", values.flatten(2) if shape else values[:, :, None], entries(projection, shape, 2)
     )

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from kinsight import reference
-from kinsight.graph import find_uses
+from kinsight.captures.graph import find_uses
+from kinsight.captures.layouts import Layouts, find_layouts
+from kinsight.captures.steady import follow_samples
 from kinsight.kernel import GradientKernel
-from kinsight.layouts import Layouts, find_layouts
 from kinsight.samples import as_batch
-from kinsight.steady import follow_samples
 from tests.zoo import ZOO, Lambda
 
 STEADY = {
@@ -91,7 +91,7 @@ def test_another_batch_size_needs_no_measurement(monkeypatch: pytest.MonkeyPatch
         measured.append(len(outputs))
         return find_layouts(outputs, *rest)
 
-    monkeypatch.setattr("kinsight.trace.find_layouts", counted)
+    monkeypatch.setattr("kinsight.differentiation.trace.find_layouts", counted)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(75, 2)).double()
     kernel, x = GradientKernel(model), torch.randn(20, 1, 7, 7, dtype=torch.float64)
     for n in (10, 20, 7, 3, 5):  # 3 channels, images of 5 x 5

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from kinsight.durable import Lock, digest_of_record, read_record, replace_file, write_record
 from kinsight.errors import (
     BusyIndexError,
     DamagedIndexError,
@@ -19,8 +18,9 @@ from kinsight.errors import (
     IndexWriteError,
     NoIndexError,
 )
-from kinsight.manifest import MANIFEST
-from kinsight.store import Store
+from kinsight.indexing.durable import Lock, digest_of_record, read_record, replace_file, write_record
+from kinsight.indexing.manifest import MANIFEST
+from kinsight.indexing.store import Store
 from tests.faults import N_ROWS, check_rows, filled_store, found_damage, killed_writer, shard, survives_damage
 
 N_STEPS = 14
@@ -139,13 +139,13 @@ def test_a_failure_at_any_step_loses_nothing(
 
         return run
 
-    import kinsight.durable
-    import kinsight.store
+    import kinsight.indexing.durable
+    import kinsight.indexing.store
 
     with monkeypatch.context() as patch:
-        patch.setattr("kinsight.store.sync", failing(kinsight.store.sync))
-        patch.setattr("kinsight.durable.sync", failing(kinsight.durable.sync))
-        patch.setattr("kinsight.store.digest_of", failing(kinsight.store.digest_of))
+        patch.setattr("kinsight.indexing.store.sync", failing(kinsight.indexing.store.sync))
+        patch.setattr("kinsight.indexing.durable.sync", failing(kinsight.indexing.durable.sync))
+        patch.setattr("kinsight.indexing.store.digest_of", failing(kinsight.indexing.store.digest_of))
         store = Store.open(folder, for_writing=True)
         why = "the disk is full" if number == errno.ENOSPC else "Input/output error"
         is_late = n_steps == N_STEPS
@@ -163,7 +163,8 @@ def test_a_failure_at_any_step_loses_nothing(
 def test_nothing_is_written_after_a_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(folder, for_writing=True)
     with monkeypatch.context() as patch:
-        patch.setattr("kinsight.store.digest_of", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        full = OSError(errno.ENOSPC, "full")
+        patch.setattr("kinsight.indexing.store.digest_of", lambda path: (_ for _ in ()).throw(full))
         with pytest.raises(IndexWriteError, match="disk is full"):
             store.append("rows", shard(4))
     with pytest.raises(IndexWriteError, match="opened to be read only"):

@@ -247,8 +247,8 @@ def test_weighted_sums_meet_the_gram_block() -> None:
         sums = []
         for weights in (w, v):
             batch = kernel.gradients(x)
+            from kinsight.captures.running import call_model, untouched
             from kinsight.outputs import evaluate
-            from kinsight.running import call_model, untouched
             from kinsight.samples import as_batch
 
             with untouched(kernel.model, kernel.parameters):

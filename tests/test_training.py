@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight.errors import InputError
-from kinsight.loss import ramp
+from kinsight.training.loss import ramp
 from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
 
 

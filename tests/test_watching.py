@@ -89,7 +89,7 @@ def test_nothing_of_the_training_changes() -> None:
 def test_looks_come_every_so_many_steps_in_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = kinsight.SimilarityWatcher(model(), probe(), every=3)
     assert [watcher.step() is not None for _ in range(7)] == [True, False, False, True, False, False, True]
-    monkeypatch.setattr("kinsight.watching.is_first_process", lambda: False)
+    monkeypatch.setattr("kinsight.training.watching.is_first_process", lambda: False)
     assert all(watcher.step() is None for _ in range(7))
 
 

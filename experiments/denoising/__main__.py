@@ -18,8 +18,8 @@ from experiments.denoising.moved import WEIGHT_DECAY, Moved, fit, moved, network
 from experiments.records import run_seeds
 from kinsight import GradientKernel, Samples, denoise
 from kinsight.agreement import ranked
-from kinsight.denoising import Denoising
-from kinsight.least_squares import LeastSquares
+from kinsight.denoising.denoise import Denoising
+from kinsight.denoising.least_squares import LeastSquares
 
 N_TRAIN, N_TEST, N_DRAWS, N_MORE, N_BOOTSTRAP = 1000, 300, 20, 400, 1000
 TASKS, LEVELS = ("rotated", "translated"), (0.1, 0.3, 1.0)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinsight import Samples
-from kinsight.folds import Folds
+from kinsight.labels.folds import Folds
 from kinsight.sources import load_samples
 
 SHARE = 0.1

@@ -16,9 +16,9 @@ from experiments.label_errors.planted import Planted
 from experiments.label_errors.training import for_folds
 from kinsight import GradientKernel, Index, Samples, label_suspects
 from kinsight.baselines import InputCosine, LossValue, OutOfFold, PenultimateCosine, SelfInfluence
-from kinsight.calibration import calibrated
-from kinsight.leave_one_out import by_features
-from kinsight.votes import Ballots
+from kinsight.labels.calibration import calibrated
+from kinsight.labels.leave_one_out import by_features
+from kinsight.labels.votes import Ballots
 
 OURS = "kinsight, four checkpoints"
 CLEANLAB = ("self_confidence", "normalized_margin")

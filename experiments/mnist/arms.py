@@ -14,7 +14,7 @@ from experiments.mnist.images import Images
 from kinsight import GradientKernel, SimilarityLoss
 from kinsight.batches import make_batch
 from kinsight.outputs import OutputFunction
-from kinsight.pairs import Augmented
+from kinsight.training.pairs import Augmented
 
 Added = Callable[[Tensor, Tensor], Tensor]
 """From images and their classes to what is added to the loss."""

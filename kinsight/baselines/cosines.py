@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kinsight.captures.running import call_model, untouched
 from kinsight.errors import InputError, ModelError
-from kinsight.running import call_model, untouched
+from kinsight.labels.votes import Ballots, check_power, known_targets, of_others
 from kinsight.samples import Inputs, Samples
-from kinsight.votes import Ballots, check_power, known_targets, of_others
 
 ROWS = 1024
 """Samples that are compared with all others at once."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.kernel import GradientKernel
+from kinsight.labels.votes import known_targets
 from kinsight.outputs import loss
 from kinsight.samples import Samples
-from kinsight.votes import known_targets
 
 Kind: TypeAlias = Literal["cross_entropy", "mse"] | Callable[[Any, Tensor], Tensor]
 

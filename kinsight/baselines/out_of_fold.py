@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kinsight.errors import ShapeError, TargetError
-from kinsight.folds import Folds
 from kinsight.kernel import GradientKernel
+from kinsight.labels.folds import Folds
+from kinsight.labels.votes import Ballots, known_targets
 from kinsight.samples import Samples
-from kinsight.votes import Ballots, known_targets
 
 
 class OutOfFold:

@@ -8,7 +8,7 @@ import lightning
 from torch import nn
 
 from kinsight.errors import InputError
-from kinsight.watching import SimilarityWatcher
+from kinsight.training.watching import SimilarityWatcher
 
 
 class SimilarityCallback(lightning.Callback):

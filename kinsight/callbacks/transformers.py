@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from kinsight.second_order import unwrapped
-from kinsight.watching import SimilarityWatcher
+from kinsight.training.second_order import unwrapped
+from kinsight.training.watching import SimilarityWatcher
 
 
 class SimilarityCallback(TrainerCallback):

@@ -58,7 +58,7 @@ def print_denoising(
 
     Of an index: denoising factors, which need no equations solved, and nothing of how it was trained.
     """
-    from kinsight.denoising import denoise
+    from kinsight.denoising.denoise import denoise
 
     if index is not None:
         of_training = {

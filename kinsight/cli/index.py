@@ -45,7 +45,7 @@ def make_index(
     """Build an index of the data once, to ask it many times: neighbors, counts, label suspects."""
     from kinsight.errors import InputError
     from kinsight.index import Index
-    from kinsight.manifest import MANIFEST
+    from kinsight.indexing.manifest import MANIFEST
 
     if append and (resume or overwrite):
         raise InputError("--append goes on by itself where it stopped: it takes neither --resume nor --overwrite.")

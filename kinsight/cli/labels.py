@@ -23,9 +23,9 @@ from kinsight.cli.options import (
 from kinsight.cli.printing import print_answer
 
 if TYPE_CHECKING:
-    from kinsight.conflicts import LabelConflicts
     from kinsight.index import Index
-    from kinsight.labels import LabelSuspects
+    from kinsight.labels.conflicts import LabelConflicts
+    from kinsight.labels.suspects import LabelSuspects
 
 
 POWER = 8.0
@@ -121,7 +121,7 @@ class _Asker:
 
     def suspects(self, **how: Any) -> LabelSuspects:
         """The suspects."""
-        from kinsight.labels import label_suspects
+        from kinsight.labels.suspects import label_suspects
 
         how["progress"] = not self.options.quiet
         if self.index is not None:
@@ -130,7 +130,7 @@ class _Asker:
 
     def conflicts(self, least: float, n_conflicts: int | None) -> LabelConflicts:
         """Near-duplicates with different labels; so many at most."""
-        from kinsight.conflicts import label_conflicts
+        from kinsight.labels.conflicts import label_conflicts
 
         how: dict[str, Any] = {"least": least, "progress": not self.options.quiet}
         if n_conflicts is not None:
@@ -172,7 +172,7 @@ def _print_conflicts(found: LabelConflicts, options: Options, out: Path | None) 
 
 def _with_names(row: dict[str, Any], class_names: Sequence[str] | None) -> dict[str, Any]:
     """The record of a suspect, with the names of its classes where the data has them."""
-    from kinsight.votes import names_of_classes
+    from kinsight.labels.votes import names_of_classes
 
     numbers = [row["given"], row["suggested"]]
     if class_names is None or not all(isinstance(number, int) for number in numbers):

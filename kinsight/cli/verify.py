@@ -16,8 +16,8 @@ def print_damage(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Compare every byte of an index with what was committed; damaged files are named, and the exit status is 1."""
+    from kinsight.indexing.store import Store
     from kinsight.progress import progress_bar
-    from kinsight.store import Store
 
     store, damages = Store.open(index), []
     with progress_bar("verify", len(store.files), is_shown=not quiet) as advance:

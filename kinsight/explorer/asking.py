@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from kinsight.density import Counts, soft_count
 from kinsight.fit import FitMap, fit_map
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.labels import LabelSuspects, label_suspects
+from kinsight.labels.suspects import LabelSuspects, label_suspects
 from kinsight.neighbors import Neighbors, neighbors
 from kinsight.samples import Samples
 

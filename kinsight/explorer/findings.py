@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kinsight.batches import Id, as_targets, check_length
-from kinsight.denoising import MAX_EXACT, Denoising, denoise
+from kinsight.denoising.denoise import MAX_EXACT, Denoising, denoise
 from kinsight.density import Counts
 from kinsight.errors import InputError, TargetError
 from kinsight.explorer.asking import Asker, asker
@@ -21,7 +21,7 @@ from kinsight.explorer.regimes import examples_of
 from kinsight.explorer.volatility import most_volatile
 from kinsight.fit import FitMap, Regime
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.labels import LabelSuspects
+from kinsight.labels.suspects import LabelSuspects
 from kinsight.neighbors import Neighbors
 from kinsight.samples import Samples
 from kinsight.stability import Stability

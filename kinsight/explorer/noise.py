@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kinsight.assumptions import Check
-from kinsight.denoising import Denoising
+from kinsight.denoising.assumptions import Check
+from kinsight.denoising.denoise import Denoising
 from kinsight.explorer.pictures import chart, written
 
 

@@ -14,7 +14,7 @@ from kinsight.explorer.pictures import chart, data_uri, written
 from kinsight.explorer.portraits import Portrait
 from kinsight.explorer.regimes import fit_fields
 from kinsight.explorer.volatility import stability_fields
-from kinsight.labels import LabelSuspects
+from kinsight.labels.suspects import LabelSuspects
 
 Fields: TypeAlias = dict[str, Any]
 """What the template reads."""

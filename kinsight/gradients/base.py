@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import in_memory_order
-from kinsight.projection import Projection
+from kinsight.gradients.contractions import in_memory_order
+from kinsight.gradients.projection import Projection
 
 MODERATE = (1e-15, 1e15)
 """Sizes of factors, and of their products, that float32 can square."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import mixed, norm_over, part_of, self_product
 from kinsight.gradients.base import Gradients
-from kinsight.projection import Projection
+from kinsight.gradients.contractions import mixed, norm_over, part_of, self_product
+from kinsight.gradients.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, combined, mixed, part_of
+from kinsight.gradients.contractions import chunks, combined, mixed, part_of
 from kinsight.gradients.factored import Factored, Product, Sizes
 from kinsight.gradients.scratch import Scratch
 

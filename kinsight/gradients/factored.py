@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kinsight.contractions import chunks, combined, in_float64, mixed, norm_over, part_of
-from kinsight.costs import PASSING_BYTES, gram_costs, is_gram_built, is_norm_built, is_sketch_built
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
+from kinsight.gradients.contractions import chunks, combined, in_float64, mixed, norm_over, part_of
+from kinsight.gradients.costs import PASSING_BYTES, gram_costs, is_gram_built, is_norm_built, is_sketch_built
+from kinsight.gradients.projection import Projection, axes_of
 from kinsight.gradients.scratch import Scratch
-from kinsight.projection import Projection, axes_of
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kinsight.contractions import chunks, in_float64, mixed, norm_over, part_of, same_token
-from kinsight.costs import MOVE
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
-from kinsight.projection import Projection
+from kinsight.gradients.contractions import chunks, in_float64, mixed, norm_over, part_of, same_token
+from kinsight.gradients.costs import MOVE
+from kinsight.gradients.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

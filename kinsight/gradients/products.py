@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kinsight.contractions import (
+from kinsight.gradients.base import Gradients
+from kinsight.gradients.built import Built
+from kinsight.gradients.contractions import (
     Contraction,
     Form,
     add_in_float64,
@@ -21,9 +23,7 @@ from kinsight.contractions import (
     position_gram,
     total_of,
 )
-from kinsight.costs import PASSING_BYTES, is_gram_built
-from kinsight.gradients.base import Gradients
-from kinsight.gradients.built import Built
+from kinsight.gradients.costs import PASSING_BYTES, is_gram_built
 from kinsight.gradients.factored import Factored, Product
 from kinsight.gradients.looked_up import LookedUp
 from kinsight.gradients.scratch import Scratch

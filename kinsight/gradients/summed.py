@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kinsight.contractions import chunks, total_of
 from kinsight.gradients.base import Gradients
 from kinsight.gradients.built import Built
+from kinsight.gradients.contractions import chunks, total_of
 from kinsight.gradients.factored import Factored
 from kinsight.gradients.looked_up import LookedUp
-from kinsight.projection import Projection
+from kinsight.gradients.projection import Projection
 
 
 @dataclass(frozen=True, eq=False)

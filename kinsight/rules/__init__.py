@@ -7,7 +7,7 @@ takes the generic path, which is exact too. The key is the name of the autograd 
 
 from __future__ import annotations
 
-from kinsight.capture import LayerCapture, Rule
+from kinsight.captures.capture import LayerCapture, Rule
 from kinsight.gradients import Gradients
 from kinsight.rules import conv, elementwise, embedding, linear, norm
 

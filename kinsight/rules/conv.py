@@ -7,7 +7,7 @@ Padding modes other than zeros are separate nodes of the graph and need nothing 
 
 from __future__ import annotations
 
-from kinsight.capture import LayerCapture
+from kinsight.captures.capture import LayerCapture
 from kinsight.gradients import Convolved, Factored, Geometry, Gradients, unfold
 from kinsight.rules.norm import by_channel
 

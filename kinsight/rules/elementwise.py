@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kinsight.capture import LayerCapture
-from kinsight.contractions import chunks, norm_over, part_of
+from kinsight.captures.capture import LayerCapture
 from kinsight.gradients import Built, Gradients
+from kinsight.gradients.contractions import chunks, norm_over, part_of
 
 Local = Callable[[slice], Tensor]
 """Local derivatives of some samples, [n k ...]: worked out for a few at a time, they never leave the caches."""

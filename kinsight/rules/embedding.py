@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kinsight.capture import LayerCapture
+from kinsight.captures.capture import LayerCapture
 from kinsight.gradients import Gradients, LookedUp
 
 

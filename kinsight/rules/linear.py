@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kinsight.capture import LayerCapture
+from kinsight.captures.capture import LayerCapture
 from kinsight.gradients import Factored, Gradients
 from kinsight.rules.elementwise import scaled, sum_to_weight
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kinsight.capture import LayerCapture
+from kinsight.captures.capture import LayerCapture
 from kinsight.gradients import Gradients
 from kinsight.rules.elementwise import Local, sum_over
 

@@ -1,0 +1,1 @@
+"""Self-denoising: how much of the noise of labels is left in predictions, and what that rests on."""
