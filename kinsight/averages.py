@@ -19,7 +19,7 @@ from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import LEAST_SHARE, KernelProducts, Weighting, kernel_products
 from kinsight.labels.votes import Task, known_targets, task_of
-from kinsight.neighbors import self_positions
+from kinsight.namesakes import self_positions
 from kinsight.outputs import OutputFunction
 from kinsight.samples import Id, Samples
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.neighbors import self_positions
+from kinsight.namesakes import self_positions
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.unit_sum import Route, UnitSum

@@ -32,6 +32,7 @@
         └── UncapturedParameterError         parameters without a layer rule, and no fallback allowed
 
     KinsightWarning (UserWarning)
+    ├── NamesakeWarning                      queries have the id of a sample of the data, and other inputs
     ├── NonFiniteWarning                     what is watched in training is nan or inf
     ├── SlowAttentionWarning                 attention is computed by matrix products, not by fused kernels
     └── ZeroGradientWarning                  samples whose similarity is undefined
@@ -162,6 +163,10 @@ class SecondDerivativeError(ModelError):
 
 class KinsightWarning(UserWarning):
     """Root of every warning kinsight gives."""
+
+
+class NamesakeWarning(KinsightWarning):
+    """Queries have the id of a sample of the data, and other inputs: they are taken for other samples."""
 
 
 class ZeroGradientWarning(KinsightWarning):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from kinsight.errors import IncompleteIndexError, InputError
+from kinsight.identity import check_identity
 from kinsight.indexing import building
 from kinsight.indexing.approximate import LEAST_ROWS, SEARCH, build_search, search
 from kinsight.indexing.building import ERROR, taken
 from kinsight.indexing.engine import EngineName, engine_named
 from kinsight.indexing.exchange import read_parquet, write_parquet
-from kinsight.indexing.identity import check_identity
 from kinsight.indexing.knn import TABLE, NeighborTable, fill_neighbors
 from kinsight.indexing.questions import Questions
 from kinsight.indexing.rows import matrix_of

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel, Normalization
+from kinsight.namesakes import self_positions
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 
@@ -116,18 +117,6 @@ def neighbors(
     best[missing] = torch.nan
     ids = tuple(tuple(columns.ids[place] for place in row if place >= 0) for row in places.tolist())
     return Neighbors(rows.ids, ids, places, best.clamp(-1, 1), normalization, are_all(same, len(columns)))
-
-
-def self_positions(rows: Samples, columns: Samples) -> Tensor:
-    """Where each sample of the rows lies among the columns, by id; -1 where it does not. [n].
-
-    Ids name the same samples where both sides were given theirs, or where both count the positions of the same data.
-    """
-    if rows is columns:
-        return torch.arange(len(rows))
-    is_same_naming = rows.numbered_by is columns.numbered_by
-    place = {id_: position for position, id_ in enumerate(columns.ids)} if is_same_naming else {}
-    return torch.tensor([place.get(id_, -1) for id_ in rows.ids])
 
 
 def are_all(places: Tensor, n: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isnan
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from kinsight.agreement import TIE, Agreement, Bootstrap, nearest, pearson, ranked, shared
 from kinsight.density import soft_count
 from kinsight.errors import InputError
+from kinsight.identity import content_digests, identity_of
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
@@ -25,6 +26,38 @@ RULE = (
 
 MIN_ANCHORS = 4
 """The similarities of fewer, centered, are all 0 off the diagonal: there is nothing to align."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """Which networks were compared on which data, by digests: what shows one of them beside it can ask.
+
+    Args:
+        weights: of each network, [t].
+        anchors: positions of some samples, [a].
+        contents: of these samples' inputs and targets, [a].
+    """
+
+    weights: tuple[str, ...]
+    anchors: Tensor
+    contents: list[bytes]
+
+    def check(self, kernel: GradientKernel, samples: Samples) -> None:
+        """Raise unless the last network is this one, and the data the same.
+
+        Raises:
+            InputError: they are not.
+        """
+        if self.weights[-1] != identity_of(kernel)["weights"]:
+            raise InputError(
+                "stability= is of networks of which the last has other weights than the one all else here is of: it "
+                "would be told of another network. Pass this network last to kinsight.compare."
+            )
+        if content_digests(samples.take(self.anchors)) != self.contents:
+            raise InputError(
+                "stability= is of samples with other inputs or targets under the same ids: pass what kinsight.compare "
+                "says of this very data."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +81,7 @@ class Stability:
         n_others: samples among which they were, anchors included; the more there are, the fewer are shared by chance.
         least: share of neighbors in common that counts as the same.
         normalization: which similarity.
+        compared: which networks and data it is of.
     """
 
     names: tuple[str, ...]
@@ -63,7 +97,8 @@ class Stability:
     n_anchors: int
     n_others: int
     least: float
-    normalization: Normalization = "flat"
+    normalization: Normalization
+    compared: Compared
 
     @property
     def rule(self) -> str:
@@ -117,10 +152,12 @@ class _View:
     Args:
         counts: soft counts, [n]; nan where it has no gradient.
         similarities: of anchors to others, of which they are the first, [a r].
+        weights: their digest.
     """
 
     counts: Tensor
     similarities: Tensor
+    weights: str
 
 
 def compare(
@@ -152,8 +189,7 @@ def compare(
             depends on it: k of few are other neighbors than k of many.
         least: share of neighbors in common that counts as the same, from 0 to 1.
         n_bootstrap: resamplings for the intervals.
-        seed: of all that is random.
-        progress: whether to show a progress bar.
+        seed, progress: of all that is random; whether to show a progress bar.
 
     Returns:
         `Stability`.
@@ -167,22 +203,23 @@ def compare(
         Rizzo (2014), "Partial distance correlation with methods for dissimilarities"; Efron (1979), "Bootstrap
         methods: another look at the jackknife".
     """
-    samples = Samples.wrap(data)
+    samples, generator = Samples.wrap(data), torch.Generator().manual_seed(seed)
     _check_numbers(len(samples), k, n_anchors, n_others, least, n_bootstrap)
-    generator = torch.Generator().manual_seed(seed)
     others = torch.randperm(len(samples), generator=generator)[:n_others]
-    named: Iterable[tuple[str, GradientKernel]] = _checked(kernels)
+    named = _checked(kernels)
     if isinstance(kernels, Sized):  # all are there: all are checked before the first is asked
-        named = list(named)
-    names, views = [], []
-    n_networks = len(kernels) if isinstance(kernels, Sized) else 0
-    with progress_bar("networks", n_networks, is_shown=progress) as advance:
+        named = iter(list(named))
+    names, views, anchors = [], [], others[:n_anchors]
+    with progress_bar("networks", len(kernels) if isinstance(kernels, Sized) else 0, is_shown=progress) as advance:
         for name, kernel in named:
             names.append(name)
-            views.append(_view(kernel, samples, others[:n_anchors], others, normalization))
+            views.append(_view(kernel, samples, anchors, others, normalization))
             advance(1)
-    found = _agreement(names, views, samples.ids, others, Bootstrap(n_bootstrap, generator), k, least)
-    return replace(found, normalization=normalization)
+    return Stability(
+        tuple(names), samples.ids, k=k, least=least, normalization=normalization,
+        compared=Compared(tuple(view.weights for view in views), anchors, content_digests(samples.take(anchors))),
+        **_agreement(names, views, others, Bootstrap(n_bootstrap, generator), k),
+    )  # fmt: skip
 
 
 def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, least: float, n_bootstrap: int) -> None:
@@ -221,34 +258,31 @@ def _checked(
 def _agreement(
     names: list[str],
     views: list[_View],
-    ids: tuple[Id, ...],
     others: Tensor,
     bootstrap: Bootstrap,
     k: int,
-    least: float,
-) -> Stability:
-    """What they have in common. Samples that one of them finds undefined are left out."""
+) -> dict[str, Any]:
+    """What they have in common, as fields of `Stability`. Samples that one of them finds undefined are left out."""
     counts = torch.stack([view.counts for view in views])
     is_known = ~counts.isnan().any(dim=0)
     columns = is_known[others]
     similarities = [view.similarities[columns[: len(view.similarities)]][:, columns] for view in views]
-    a, r = similarities[0].shape
-    _check_known(dict(zip(names, counts.isnan().sum(dim=1).tolist(), strict=True)), len(ids), a, r, k)
-    ranks = ranked(_on_grid(counts[:, is_known], TIE * len(ids)))
-    volatility = torch.full((len(ids),), torch.nan, dtype=torch.float64)
+    (a, r), n = similarities[0].shape, len(is_known)
+    _check_known(dict(zip(names, counts.isnan().sum(dim=1).tolist(), strict=True)), n, a, r, k)
+    ranks = ranked(_on_grid(counts[:, is_known], TIE * n))
+    volatility = torch.full((n,), torch.nan, dtype=torch.float64)
     volatility[is_known] = (ranks / (ranks.shape[1] - 1)).std(dim=0, correction=0)
     mean = bootstrap.volatility(ranks)
     is_other = torch.arange(r) != torch.arange(a)[:, None]
     rows = [each[is_other].reshape(a, r - 1) for each in similarities]
-    return Stability(
-        names=tuple(names), ids=ids, k=k, n_anchors=a, n_others=r, least=least,
-        counts=bootstrap.correlations(ranks),
-        similarities=bootstrap.means([ranked(each) for each in rows], pearson),
-        neighbors=bootstrap.means([nearest(each, k) for each in rows], shared),
-        alignments=bootstrap.alignments(torch.stack([each[:, :a] for each in similarities])),
-        volatility=volatility,
-        mean_volatility=float(mean.values), mean_volatility_interval=(float(mean.low), float(mean.high)),
-    )  # fmt: skip
+    return {
+        "n_anchors": a, "n_others": r, "counts": bootstrap.correlations(ranks),
+        "similarities": bootstrap.means([ranked(each) for each in rows], pearson),
+        "neighbors": bootstrap.means([nearest(each, k) for each in rows], shared),
+        "alignments": bootstrap.alignments(torch.stack([each[:, :a] for each in similarities])),
+        "volatility": volatility, "mean_volatility": float(mean.values),
+        "mean_volatility_interval": (float(mean.low), float(mean.high)),
+    }  # fmt: skip
 
 
 def _check_known(n_undefined: dict[str, int], n: int, n_anchors: int, n_others: int, k: int) -> None:
@@ -269,7 +303,7 @@ def _view(
     found = torch.empty(len(anchors), len(others), dtype=torch.float64)
     for r, c, block in kernel.similarity_blocks(few, many, normalization):
         found[r, c] = block.cpu().double()
-    return _View(counts.cpu().double(), _on_grid(found, TIE))
+    return _View(counts.cpu().double(), _on_grid(found, TIE), identity_of(kernel)["weights"])
 
 
 def _on_grid(values: Tensor, step: float) -> Tensor:

@@ -198,14 +198,19 @@ def test_denoising_with_sample_weights(folder: Path, capsys: pytest.CaptureFixtu
     asked = ("denoise", "shop:values", "npz:values.npz", *QUIET)
     data = kinsight.Samples(*(np.load("values.npz")[name] for name in "xy"))
     truth = kinsight.denoise(kinsight.GradientKernel(load_model("shop:values")), data, sample_weights=weights)
-    for source in ("npz:weights.npz", "csv:weights.csv"):
+    turned = np.arange(40)[::-1]
+    np.savez("turned.npz", x=weights[turned].astype(np.float32), ids=[str(i) for i in turned])
+    np.savez("values-by-name.npz", **np.load("values.npz"), ids=[str(i) for i in range(40)])
+    for source in ("npz:weights.npz", "csv:weights.csv", "npz:turned.npz"):
+        asked = ("denoise", "shop:values", "npz:values-by-name.npz" if "turned" in source else "npz:values.npz", *QUIET)
         found = answer(capsys, *asked, "--sample-weights", source)
         assert [row["factor"] for row in found["rows"]] == pytest.approx(truth.factors.tolist(), rel=1e-4)
     for source, message in (
         ("npz:values.npz", "--sample-weights npz:values.npz: name a file with one number for each sample"),
+        ("npz:turned.npz", "--sample-weights npz:turned.npz has ids, and lacks those of 40 of 40 samples, such as 0"),
         ("npz:nowhere.npz", ""),
     ):
-        status, _, err = run(capsys, *asked, "--sample-weights", source)
+        status, _, err = run(capsys, "denoise", "shop:values", "npz:values.npz", *QUIET, "--sample-weights", source)
         assert status == 2
         assert err.startswith(f"error: {message}")
 

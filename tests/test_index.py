@@ -24,8 +24,8 @@ from kinsight.errors import (
     UnknownNameError,
     WrongModelError,
 )
+from kinsight.identity import content_digests, identity_of
 from kinsight.indexing.engine import read_ahead
-from kinsight.indexing.identity import content_digests, identity_of
 from kinsight.indexing.store import Store
 from kinsight.outputs import one_vs_rest, probes
 from kinsight.samples import Batch

@@ -14,6 +14,9 @@ from tests.test_engine import error
 
 N, DIM, SEEDS = 120, 512, 6
 
+TOO_WIDE = 0.3
+"""Root mean square of errors over what is stated: sketches of one seed err alike, so six of them are few."""
+
 
 def network(n_outputs: int) -> GradientKernel:
     torch.manual_seed(0)
@@ -54,7 +57,7 @@ def test_averages_are_within_their_errors(
         queries = partly_new(data) if is_of_queries else None
         how = {"weighting": weighting, "include_self": include_self}
         truth = kinsight.averages(kernel, data, queries, **how)
-        found = index.averages(queries, kernel=kernel if is_of_queries else None, data=data, **how)
+        found = index.averages(queries, **({"kernel": kernel, "data": data} if is_of_queries else {}), **how)
         assert (found.ids, found.classes, found.weighting, found.n_data) == (truth.ids, truth.classes, weighting, N)
         assert found.labels_error is not None
         off["weights"].append((found.weights - truth.weights) / found.weights_error)
@@ -64,7 +67,7 @@ def test_averages_are_within_their_errors(
     for name, each in off.items():
         values = torch.cat(each)
         assert len(values) > N, name
-        assert float(values.square().mean().sqrt()) < 1.3, name
+        assert TOO_WIDE < float(values.square().mean().sqrt()) < 1.3, name
         assert float((values.abs() < 1.96).double().mean()) > 0.9, name
 
 
@@ -99,15 +102,18 @@ def test_with_exact_sketches_everything_is_exact(tmp_path: Path) -> None:
 
 
 def test_support_is_within_its_error(tmp_path: Path) -> None:
+    off = []
     for seed in range(SEEDS):
         kernel, data, index = built(tmp_path, 1, seed)
         found, truth = index.signed_support(), kinsight.signed_support(kernel, data)
         assert found.error is not None
-        assert float(((found.sums - truth.sums) / found.error).square().mean().sqrt()) < 1.5
+        off.append(float(((found.sums - truth.sums) / found.error).square().mean().sqrt()))
+        assert off[-1] < 1.5
         found, truth = index.uncertainty(), kinsight.uncertainty(kernel, data)
         assert found.error is not None
         assert bool(((found.sums - truth.sums).abs() <= found.error).all())
         assert "least sure" in found.summary()
+    assert max(off) > TOO_WIDE, off
 
 
 @pytest.mark.parametrize("normalization", ["flat", "whitened"])

@@ -168,8 +168,15 @@ def test_stability_is_of_this_data(kernel: kinsight.GradientKernel) -> None:
     whitened = kinsight.compare(networks(2), images(), k=3, n_bootstrap=10, normalization="whitened")
     with pytest.raises(InputError, match="stability= is of whitened similarity, and all else here of flat"):
         examine(kernel, images(), stability=whitened)
-    same = kinsight.compare({"a": kernel, "b": kernel}, images(), k=3, n_bootstrap=10)
-    assert examine(kernel, images(), stability=same).volatile == ()
+    data = images()
+    first_last = dict(reversed(networks(2).items()))
+    with pytest.raises(InputError, match="the last has other weights"):
+        examine(kernel, data, stability=kinsight.compare(first_last, data, k=3, n_bootstrap=10))
+    same = kinsight.compare({"a": kernel, "b": kernel}, data, k=3, n_bootstrap=10)
+    moved = kinsight.Samples(data.take(range(24)).inputs + 0.1, data.targets, ids=data.ids)
+    with pytest.raises(InputError, match="other inputs or targets under the same ids"):
+        examine(kernel, moved, stability=same)
+    assert examine(kernel, data, stability=same).volatile == ()
     assert "Stability" not in " ".join(Page(render(examine(kernel, images()))).words)
 
 

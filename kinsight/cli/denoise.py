@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -17,6 +17,8 @@ from kinsight.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from kinsight.samples import Samples
 
 N_PROBES = 64
 
@@ -29,15 +31,21 @@ class How(StrEnum):
     estimate = "estimate"
 
 
+SampleWeights: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights that samples had in training: csv: and a file with a column of numbers, or npz: and one with an "
+        "array x; by ids where it has some."
+    ),
+]
+
+
 def print_denoising(
     options: Options,
     model: OptionalModel = None,
     data: OptionalData = None,
     queries: Queries = None,
-    sample_weights: Annotated[
-        str | None,
-        typer.Option(help="Weights that samples had in training: npz: or csv: and a file with a number for each."),
-    ] = None,
+    sample_weights: SampleWeights = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of training, as in torch.optim.SGD.")] = 0.0,
     loss_scale: Annotated[
         float | None,
@@ -62,7 +70,7 @@ def print_denoising(
 
     if index is not None:
         of_training = {
-            "--queries": queries, "--sample-weights": sample_weights, "--weight-decay": weight_decay,
+            "--queries": queries, "--sample-weights": sample_weights, "--weight-decay": weight_decay != 0,
             "--loss-scale": loss_scale, "--decayed": decayed,
             "--method": method is not How.auto, "--probes": n_probes != N_PROBES,
         }  # fmt: skip
@@ -73,7 +81,8 @@ def print_denoising(
     kernel, samples = asked(model, data, options)
     found = denoise(
         kernel, samples, None if queries is None else samples_of(queries, options),
-        sample_weights=None if sample_weights is None else _numbers(sample_weights, options), weight_decay=weight_decay,
+        sample_weights=None if sample_weights is None else _weights(sample_weights, samples, options),
+        weight_decay=weight_decay,
         loss_scale=loss_scale, decayed=_decaying(kernel.parameters, decayed), method=method.value, n_probes=n_probes,
         seed=options.seed, progress=not options.quiet,
     )  # fmt: skip
@@ -90,25 +99,35 @@ def print_denoising(
     )  # fmt: skip
 
 
-def _numbers(source: str, options: Options) -> Tensor:
-    """One number a sample, from a file of a data set that has nothing else.
+def _weights(source: str, samples: Samples, options: Options) -> Tensor:
+    """A number for each sample, from a file of a data set that has nothing else; found by id where it has ids.
 
     Raises:
-        InputError: it has more.
+        InputError: it has more than a number for each, or has none for a sample.
     """
     from torch import Tensor
 
-    found = samples_of(source, options)
-    values = found.take(range(len(found))).inputs
-    if not isinstance(values, Tensor) or values.numel() != len(found):
+    given = samples_of(source, options, limit=options.limit)
+    batch = given.take(range(len(given)))
+    values = batch.inputs
+    if not isinstance(values, Tensor) or values.numel() != len(given) or batch.targets is not None:
         raise InputError(f"--sample-weights {source}: name a file with one number for each sample, and nothing else.")
-    return values.flatten()
+    if given.numbered_by is not None:
+        return values.flatten()
+    place = {name: position for position, name in enumerate(given.ids)}
+    missing = [name for name in samples.ids if name not in place]
+    if missing:
+        raise InputError(
+            f"--sample-weights {source} has ids, and lacks those of {len(missing)} of {len(samples)} samples, such as "
+            f"{missing[0]!r}: name every sample, or leave ids out, with weights in the order of the data."
+        )
+    return values.flatten()[[place[name] for name in samples.ids]]
 
 
 def _check_unset(options: Mapping[str, Any]) -> None:
     """Raise where an option was passed that says nothing to sketches."""
     for name, value in options.items():
-        if value:
+        if value is not None and value is not False and value != []:
             raise InputError(
                 f"{name} says nothing to the sketches of --index: this asks them for denoising factors "
                 "alone. Leave it out. Or leave --index out."

@@ -242,8 +242,17 @@ def _weights(weights: Any, n: int) -> Tensor:
         found = torch.as_tensor(weights).detach().double().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"sample_weights has to be {n} numbers, and is a {type(weights).__name__}.") from error
-    if found.shape != (n,) or not bool((found >= 0).all()) or not bool(found.isfinite().all()):
-        raise InputError(f"sample_weights has to be {n} numbers, none of them negative.")
+    if found.shape != (n,):
+        raise InputError(
+            f"sample_weights is {list(found.shape)}: there are {n} samples, and each has one weight, [{n}]."
+        )
+    wrong = ~((found >= 0) & found.isfinite())
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        raise InputError(
+            f"sample_weights has {int(wrong.sum())} of {n} numbers that are negative or not finite, the first, at "
+            f"{first}, is {float(found[first]):g}. Leave such samples out, or give them the weight 0."
+        )
     if not bool((found > 0).any()):
         raise InputError("sample_weights are all 0: the network was trained on nothing.")
     return found

@@ -176,22 +176,23 @@ def examine(
         WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
     _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile)
-    samples = Samples.wrap(data)
-    right, asked = _as_truth(truth, samples), _queries(samples, queries, n_queries)
+    right, asked = _as_truth(truth, samples := Samples.wrap(data)), _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
-    volatile = most_volatile(stability, samples, ask.normalization, n_volatile)
+    volatile = most_volatile(stability, kernel, samples, ask.normalization, n_volatile)
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
     found, counts = None if asked is None else ask.neighbors(asked, n_neighbors), ask.soft_count()
     lonely, crowded = _extremes(counts, n_lonely, n_crowded)
-    judged = _suspects(ask, painter, right, n_suspects)
+    suspects, suggestions, no_suspects, check = _suspects(ask, painter, right, n_suspects)
     fit, examples, no_fit = _fit(ask, samples, n_examples)
     noise, noisy, no_noise = _noise(kernel, samples, n_noisy, weight_decay)
-    shown = sorted({*lonely, *crowded, *noisy, *volatile, *chain(*examples.values()), *_places(found, judged[0])})
+    shown = sorted({*lonely, *crowded, *noisy, *volatile, *chain(*examples.values()), *_places(found, suspects)})
     ask.check(shown)
     return Findings(
-        title or f"What {type(kernel.model).__name__} finds alike", _subject(kernel, painter, ask),
-        () if asked is None else _portraits_of(asked, painter), found, counts, lonely, crowded, *judged,
-        painter.portraits(shown), fit, examples, no_fit, noise, noisy, no_noise, stability, volatile,
+        title=title or f"What {type(kernel.model).__name__} finds alike", subject=_subject(kernel, painter, ask),
+        queries=() if asked is None else _portraits_of(asked, painter), neighbors=found,
+        counts=counts, lonely=lonely, crowded=crowded, suspects=suspects, suggestions=suggestions,
+        no_suspects=no_suspects, check=check, portraits=painter.portraits(shown), fit=fit, examples=examples,
+        no_fit=no_fit, noise=noise, noisy=noisy, no_noise=no_noise, stability=stability, volatile=volatile,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from kinsight.agreement import Agreement
 from kinsight.errors import InputError
 from kinsight.explorer.pictures import chart
 from kinsight.explorer.trajectory import MIN_NETWORKS, printable, trajectory
-from kinsight.kernel import Normalization
+from kinsight.kernel import GradientKernel, Normalization
 from kinsight.samples import Samples
 from kinsight.stability import Stability
 
@@ -18,12 +18,13 @@ MEASURES = ("neighbors", "similarities", "counts", "alignments")
 
 
 def most_volatile(
-    stability: Stability | None, samples: Samples, normalization: Normalization, n: int
+    stability: Stability | None, kernel: GradientKernel, samples: Samples, normalization: Normalization, n: int
 ) -> tuple[int, ...]:
     """The samples whose rank by soft count varies most between networks, by position; those of which it varies at all.
 
     Raises:
-        InputError: the stability is of other samples, by id, or of another similarity than the rest of the page.
+        InputError: the stability is of other samples, of another similarity than the rest of the page, or its last
+            network is not the one the page is of.
     """
     if stability is None:
         return ()
@@ -37,6 +38,7 @@ def most_volatile(
             f"stability= is of {len(stability.ids):,} samples, and the data has {len(samples):,}, or others by id: "
             "pass what kinsight.compare says of this very data."
         )
+    stability.compared.check(kernel, samples)
     values = stability.volatility
     order = values.nan_to_num(nan=-1.0).argsort(descending=True, stable=True).tolist()
     return tuple(place for place in order[:n] if values[place] > 0)

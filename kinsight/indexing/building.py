@@ -8,9 +8,9 @@ from typing import Any
 
 from kinsight.batches import has_samples, leaves
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError
+from kinsight.identity import check_identity, content_digests, identity_of
 from kinsight.indexing.about import check_about
 from kinsight.indexing.engine import Engine, run
-from kinsight.indexing.identity import check_identity, content_digests, identity_of
 from kinsight.indexing.manifest import MANIFEST
 from kinsight.indexing.rows import ROWS, ids_of, matrix_of
 from kinsight.indexing.store import Store

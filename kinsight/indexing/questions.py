@@ -16,11 +16,11 @@ from kinsight.density import Counts, Thresholds, thresholds_of
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
+from kinsight.identity import check_identity
 from kinsight.indexing.audits import HELD, Strangers, cosines, hard_counts, power_counts, soft_counts
 from kinsight.indexing.building import taken
 from kinsight.indexing.contents import Contents
 from kinsight.indexing.denoising_sums import DenoisingSums, denoising_sums
-from kinsight.indexing.identity import check_identity
 from kinsight.indexing.sketched import averages_of, check_kernel_known, support_of
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import Weighting
@@ -28,7 +28,7 @@ from kinsight.labels.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.labels.leave_one_out import by_features
 from kinsight.labels.suspects import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
 from kinsight.labels.votes import Ballots, Task, check_power, check_targets, shares_of
-from kinsight.neighbors import self_positions
+from kinsight.namesakes import self_positions
 from kinsight.outputs import kind_of_output
 from kinsight.progress import progress_bar
 from kinsight.samples import Samples
@@ -136,6 +136,11 @@ class Questions(Contents):
 
     def _strangers(self, queries: Any, kernel: GradientKernel | None, data: Any) -> Strangers | None:
         if queries is None:
+            if kernel is not None or data is not None:
+                raise InputError(
+                    "kernel= and data= are for queries=, and there are none: the index answers for its own samples "
+                    "from what is in it. Pass queries, or leave both out."
+                )
             return None
         if kernel is None:
             raise InputError("Queries that are inputs need kernel=, to sketch them as the index's samples were.")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from kinsight.indexing.identity import CONTENT_BYTES
+from kinsight.identity import CONTENT_BYTES
 from kinsight.samples import Id
 from kinsight.sketch import Sketch
 

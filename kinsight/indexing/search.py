@@ -14,7 +14,8 @@ from kinsight.gradients.scratch import Scratch
 from kinsight.indexing.rows import ROWS, matrix_of
 from kinsight.indexing.store import Store
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.neighbors import Neighbors, are_all, merge_best, self_positions
+from kinsight.namesakes import self_positions
+from kinsight.neighbors import Neighbors, are_all, merge_best
 from kinsight.samples import Batch, Id, Samples
 from kinsight.sketch import sketch
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from kinsight.errors import ChangedDataError
-from kinsight.indexing.identity import check_identity, content_digests
+from kinsight.identity import check_identity, content_digests
 from kinsight.indexing.rows import MAX_PREVIEW_NUMBERS, ROWS, as_table, ids_of
 from kinsight.indexing.store import Store
 from kinsight.kernel import GradientKernel
