@@ -205,14 +205,16 @@ next to a scan of all sketches, and to approximate search with the true similari
 Around all n samples, one output: means of labels, their variance, shift and residual (`averages`); soft counts; sums of
 influences with their signs (`signed_support`); the map of over- and underfit by similarities to the power 1. The slope
 is that of the logarithm of time over that of the number of samples, from a sixtieth of n to n. Gradients that there is
-room for are kept from the first pass to the second: of few samples all are, of many few, so that many can take a little
+room for are kept from the first pass to the second: of few samples all are, of many few, so that many can take
 longer each, by a factor that does not grow.""",
     ),
     "loss": (
         "Losses on similarity",
         """\
 A step of training on n samples, all pairs of which are made similar over `c` outputs: forward, backward, Adam. Plain is
-a step without the loss. What is compared with does four of the 2,016 pairs, as is done without kinsight.""",
+a step without the loss. What is compared with does four of the 2,016 pairs, as is done without kinsight. Extra memory
+is the growth of what the process holds during one step, median of three times as many steps as are timed, since single
+ones scatter; that the tensors alive at once are less than 2.5 times those of a step without the loss is a test.""",
     ),
     "plan": (
         "Plans",

@@ -42,10 +42,17 @@ def page(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def figures(records: Sequence[Record]) -> Iterator[tuple[Path, str]]:
+    """Pictures that the page shows, and where they lie."""
+    yield from mnist.figures([record for record in records if record["question"] == "mnist"])
+
+
 def main() -> None:
-    """Write the page."""
-    PAGE.write_text(page(stored()), encoding="utf-8")
-    print(f"wrote {PAGE}")
+    """Write the page and its pictures."""
+    records = stored()
+    for path, text in [(PAGE, page(records)), *figures(records)]:
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

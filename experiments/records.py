@@ -16,13 +16,18 @@ FOLDER = Path(__file__).parent / "results"
 
 def replace_text(path: Path, text: str) -> None:
     """Write a file that is there whole, or as it was before."""
-    draft = path.with_suffix(".draft")
+    draft = path.with_suffix(f".{os.getpid()}.draft")
     draft.write_text(text)
     os.replace(draft, path)
 
 
 def run_seeds(
-    question: str, setting: str, seeds: Iterable[int], command: str, run: Callable[[int], dict[str, Any]]
+    question: str,
+    setting: str,
+    seeds: Iterable[int],
+    command: str,
+    run: Callable[[int], dict[str, Any]],
+    forget: Callable[[int], None] = lambda seed: None,
 ) -> None:
     """Run what is not there yet. An interrupted experiment goes on with the seed it was at.
 
@@ -32,17 +37,26 @@ def run_seeds(
         seeds: that are wanted.
         command: that does it again.
         run: seed -> what was found.
+        forget: what is called with a seed when it is on record.
     """
-    path = FOLDER / f"{question}-{setting}.json"
-    record = json.loads(path.read_text()) if path.exists() else {"question": question, "setting": setting, "seeds": {}}
+    path, code = FOLDER / f"{question}-{setting}.json", commit()  # as it was loaded, whatever comes after
     for seed in seeds:
-        if str(seed) in record["seeds"]:
+        if str(seed) in _record(path, question, setting)["seeds"]:
             print(f"{setting}, seed {seed}: there already", flush=True)
             continue
         start = time.monotonic()
         found = run(seed)
-        record |= {"command": command, "machine": machine()}
-        record["seeds"][str(seed)] = {"commit": commit(), "seconds": round(time.monotonic() - start, 1), **found}
+        record = _record(path, question, setting) | {"command": command}  # as others may have left it meanwhile
+        seconds = round(time.monotonic() - start, 1)
+        record["seeds"][str(seed)] = {"commit": code, "machine": machine(), "seconds": seconds, **found}
         path.parent.mkdir(exist_ok=True)
         replace_text(path, json.dumps(record, indent=1, sort_keys=True) + "\n")
+        forget(seed)
         print(f"{setting}, seed {seed}: {json.dumps(found)}", flush=True)
+
+
+def _record(path: Path, question: str, setting: str) -> dict[str, Any]:
+    if not path.exists():
+        return {"question": question, "setting": setting, "seeds": {}}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found

@@ -26,12 +26,12 @@ def half_interval(values: Sequence[float]) -> float:
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], digits: int = 4) -> str:
-    """The mean of paired differences with its interval; bold where all of it is above 0."""
+    """The mean of paired differences with its interval; bold where 0 is not in it."""
     off = [a - b for a, b in zip(ours, theirs, strict=True)]
     if len(off) < 2:
-        return f"{off[0]:+.{digits}f}"
+        return f"{off[0]:+.{digits}f}" if off else "–"
     text = f"{statistics.fmean(off):+.{digits}f} ± {half_interval(off):.{digits}f}"
-    return f"**{text}**" if statistics.fmean(off) > half_interval(off) else text
+    return f"**{text}**" if abs(statistics.fmean(off)) > half_interval(off) else text
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -41,20 +41,25 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def provenance(*records: Record) -> str:
-    """Where the numbers of records come from; a line for all that were made on one machine, of the same seeds."""
+    """Where the numbers of records come from; a line for all that were made on the same machines, of the same seeds."""
     together: dict[tuple[Any, ...], list[Record]] = {}
     for record in records:
-        machine = tuple(record["machine"][name] for name in ("processor", "threads", "torch"))
-        together.setdefault((machine, tuple(record["seeds"])), []).append(record)
-    return "\n\n".join(_provenance(each, *machine) for (machine, _), each in together.items())
+        together.setdefault((_machines(record), tuple(record["seeds"])), []).append(record)
+    return "\n\n".join(_provenance(each, machines) for (machines, _), each in together.items())
 
 
-def _provenance(records: Sequence[Record], processor: str, threads: int, version: str) -> str:
+def _machines(record: Record) -> str:
+    """What seeds were run on; those of early records stand there once for all."""
+    found = [seed.get("machine") or record["machine"] for seed in record["seeds"].values()]
+    return "; ".join(sorted({"{processor}, {threads} threads, torch {torch}".format(**each) for each in found}))
+
+
+def _provenance(records: Sequence[Record], machines: str) -> str:
     runs = [run for record in records for run in record["seeds"].values()]
     commits = sorted({commit for run in runs for commit in (run["commit"], *run.get("commits", ()))})
     return (
         f"`{_command([record['command'] for record in records])}`, {_named(sorted({*map(int, _seeds(records))}))}; "
-        f"commit {', '.join(commits)}; {processor}, {threads} threads, torch {version}{_duration(runs)}."
+        f"commit {', '.join(commits)}; {machines}{_duration(runs)}."
     )
 
 

@@ -238,7 +238,7 @@ def test_a_report_compares_checkpoints(folder: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        ("a", (), "two or more"), ("aba", (), "name each of the weights once"),
+        ("a", (), "two or more"), ("aba", (), "name each of them once"),
         ("ab", ("--figure", "run.svg"), "at least three networks"),
         ("abc", ("--figure", "classes.npz"), "is an .svg file"),
         ("abc", ("--figure", "there.svg"), "is there already"),

@@ -214,9 +214,11 @@ def test_versions_agree():
 
 
 def test_experiments_page_is_up_to_date():
-    assert read(EXPERIMENTS_PAGE) == experiments_page.page(experiments_page.stored()), (
-        "docs/experiments.md is out of date: run `python -m experiments.page`"
-    )
+    records = experiments_page.stored()
+    pictures = dict(experiments_page.figures(records))
+    assert pictures
+    for path, text in {EXPERIMENTS_PAGE: experiments_page.page(records), **pictures}.items():
+        assert read(path) == text, f"{path.name} is out of date: run `python -m experiments.page`"
 
 
 def test_benchmarks_page_is_up_to_date():

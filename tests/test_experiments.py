@@ -16,6 +16,7 @@ from experiments import marks, records, tables
 from experiments.denoising.moved import moved
 from experiments.label_errors import __main__ as label_errors
 from experiments.label_errors.planted import planted
+from experiments.label_errors.settings import Setting
 from experiments.label_errors.training import Trained, trained
 from experiments.mnist import one_pair, section
 from experiments.mnist.arms import ARMS, OwnClass, Source, network
@@ -84,7 +85,26 @@ def test_a_seed_that_is_there_is_not_run_again(tmp_path: Path, monkeypatch: pyte
     assert ran == [0, 1, "interrupted", 2]
     record = json.loads((tmp_path / "question-setting.json").read_text())
     assert [seed["value"] for seed in record["seeds"].values()] == [0, 1, 2]
-    assert all(seed["commit"] for seed in record["seeds"].values())
+    assert all(seed["commit"] and seed["machine"]["torch"] for seed in record["seeds"].values())
+
+
+def test_seeds_of_two_processes_are_all_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "FOLDER", tmp_path)
+    forgotten: list[int] = []
+
+    def run(seed: int) -> dict[str, Any]:
+        if seed == 0:  # another process writes its own meanwhile
+            records.run_seeds("question", "setting", [5], "command", run)
+        return {"value": seed}
+
+    def forget(seed: int) -> None:
+        assert str(seed) in json.loads((tmp_path / "question-setting.json").read_text())["seeds"]
+        forgotten.append(seed)
+
+    records.run_seeds("question", "setting", [0, 1], "command", run, forget)
+    record = json.loads((tmp_path / "question-setting.json").read_text())
+    assert {seed: found["value"] for seed, found in record["seeds"].items()} == {"0": 0, "1": 1, "5": 5}
+    assert forgotten == [0, 1]
 
 
 def test_a_training_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
@@ -119,7 +139,7 @@ def test_ways_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(label_errors, "trained", lambda samples, seed, unfinished: Trained([], 3, 1.0, 9.0))
     commits = iter(["b", "a"])
     monkeypatch.setattr(label_errors, "commit", lambda: next(commits))
-    monkeypatch.setitem(label_errors.SETTINGS, "tiny", ("mnist5k", 100, "symmetric", 1, False))
+    monkeypatch.setitem(label_errors.SETTINGS, "tiny", Setting("mnist5k", 100, "symmetric", 1, by_index=False))
     with pytest.raises(KeyboardInterrupt):
         label_errors.run("tiny", 0)
     found = label_errors.run("tiny", 0)
@@ -129,6 +149,8 @@ def test_ways_that_are_done_are_not_done_again(tmp_path: Path, monkeypatch: pyte
     }  # fmt: skip
     assert found["commits"] == ["a", "b"]
     assert found["seconds"] == pytest.approx(9.0, abs=0.5)
+    assert list(tmp_path.iterdir())  # until it is on record
+    label_errors.forget("tiny", 0)
     assert not list(tmp_path.iterdir())
 
 
@@ -144,6 +166,9 @@ def test_where_numbers_come_from() -> None:
         == "`python -m e one --n 3 two --n 3`, seeds 0, 1; commit a, b, c; cpu, 1 threads, torch 2; 45 seconds a seed."
     )
     assert tables.provenance(record("one", runs), record("two", runs, "other")).count("\n\n") == 1
+    elsewhere = {"machine": {"processor": "gpu", "threads": 2, "torch": "3"}}
+    moved = record("one", {**runs, "2": {"commit": "d", "seconds": 1.0, **elsewhere}})
+    assert "cpu, 1 threads, torch 2; gpu, 2 threads, torch 3" in tables.provenance(moved)
     untimed = {**runs, "2": {"commit": "d"}}
     assert tables.provenance(record("one", untimed)).endswith("torch 2.")
 
@@ -152,7 +177,9 @@ def test_intervals_are_those_of_student() -> None:
     assert tables.mean([1.0, 2.0, 3.0]) == "2.0000 ± 2.4841"
     assert tables.difference([1.0, 2.0, 3.0], [0.5, 1.4, 2.6]) == "**+0.5000 ± 0.2484**"
     assert tables.difference([1.0, 2.0, 3.0], [0.0, 2.4, 3.6]) == "+0.0000 ± 2.1656"
+    assert tables.difference([0.5, 1.4, 2.6], [1.0, 2.0, 3.0]) == "**-0.5000 ± 0.2484**"
     assert tables.difference([1.0], [0.5]) == "+0.5000"
+    assert tables.difference([], []) == "–"
 
 
 def test_areas_and_steps_of_curves() -> None:
@@ -213,6 +240,40 @@ def test_arms_are_compared_seed_by_seed() -> None:
     theirs = {"0": 0.1, "1": 0.2, "10": 0.9, "2": 0.3}
     assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.4}, theirs) == tables.difference([0.2, 0.3, 0.4], [0.1, 0.2, 0.3])
     assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.5}, theirs).startswith("+0.1333")
+
+
+def test_which_arms_help_is_said_as_far_as_intervals_say() -> None:
+    told = section._does_it_help({"a": [0.1, 0.11, 0.12], "b": [-0.1, -0.11, -0.12], "c": [0.1, -0.1, 0.0], "d": [0.3]})
+    assert told.endswith("More: a. Less: b. No difference shown in: c; d.")
+    tuned = {
+        arm: {"seeds": {"0": {"areas": {f"{weight:g}": sign * weight for weight in one_pair.WEIGHTS}}}}
+        for arm, sign in (("similarity", -1), ("features", 1))
+    }
+    assert list(section._at_the_edge(tuned)) == [
+        "The weight that is best for similarity, 0.03, is the smallest that was tried.",
+        "The weight that is best for features, 1, is the largest that was tried.",
+    ]
+    assert "features" in next(section._missing({"baseline": {}, "similarity": {}}, tuned))
+
+
+def test_marks_of_seeds_that_are_missing_are_so_far() -> None:
+    def ways(ours: float) -> dict[str, Any]:
+        of = {"auroc": ours, "found_0.1": ours, "found_0.12": ours, "found_0.2": 1.0}
+        return {"ways": {"kinsight, four checkpoints": of, "loss value": {**dict.fromkeys(of, 0.9), "found_0.2": 1.0}}}
+
+    record = {"setting": "fashion-10000-confused", "seeds": {"0": ways(0.95), "1": ways(0.951), "2": ways(0.952)}}
+    found = [(mark[1].partition(" ahead")[0], mark[3]) for mark in marks.of_label_errors([record])]
+    assert found == [
+        ("AUROC", "met, so far"),
+        ("errors in the first 10%", "met, so far"), ("errors in the first 12%", "met, so far"),
+        ("errors in the first 20%", "NOT met, so far"),
+        ("intervals of the differences in AUROC above 0", "met, so far"),
+    ]  # fmt: skip
+    record["seeds"] = {str(seed): ways(0.95 + seed / 1000) for seed in range(5)}
+    assert {mark[3] for mark in marks.of_label_errors([record])} == {"met", "NOT met"}
+    record["seeds"]["5"] = {"ways": {"loss value": {}}}
+    with pytest.raises(ValueError, match="seed 5 has other ways than seed 0"):
+        list(marks.of_label_errors([record]))
 
 
 def test_marks_that_are_missed_come_first() -> None:

@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,11 @@ from torch import Tensor
 
 from benchmarks.timing import commit
 from experiments.label_errors.planted import Planted, planted
+from experiments.label_errors.settings import SETTINGS
 from experiments.label_errors.training import trained
 from experiments.label_errors.ways import ways
 from experiments.records import replace_text, run_seeds
 from kinsight.explorer.findings import auroc
-
-SETTINGS: dict[str, tuple[str, int, str, int, bool]] = {
-    "mnist-5000-symmetric": ("mnist5k", 5_000, "symmetric", 5, False),
-    "mnist-5000-confused": ("mnist5k", 5_000, "confused", 5, False),
-    "fashion-10000-symmetric": ("fashion-mnist", 10_000, "symmetric", 5, False),
-    "fashion-10000-confused": ("fashion-mnist", 10_000, "confused", 5, False),
-    "fashion-60000-symmetric": ("fashion-mnist", 60_000, "symmetric", 1, True),
-    "fashion-60000-confused": ("fashion-mnist", 60_000, "confused", 1, True),
-}
-"""Data, samples, noise, seeds, and whether an index is asked."""
 
 UNFINISHED = Path(__file__).parent.parent.parent / "runs"
 """Where what is done of a seed is kept until all of it is."""
@@ -40,17 +32,16 @@ INSPECTED = (0.1, 0.12, 0.2)
 
 
 def run(setting: str, seed: int) -> dict[str, Any]:
-    """One seed of a setting. What is done of it is kept in runs/, until all of it is."""
-    name, n, noise, _, by_index = SETTINGS[setting]
-    folder = UNFINISHED / f"label_errors-{setting}-{seed}"
+    """One seed of a setting. What is done of it is kept in runs/, until `forget`."""
+    asked, folder = SETTINGS[setting], _folder(setting, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    data = planted(name, n, noise, seed)
+    data = planted(asked.data, asked.n, asked.noise, seed)
     done = folder / "ways.json"
     kept: dict[str, Any] = json.loads(done.read_text()) if done.exists() else {"commits": [], "ways": {}}
     kept["commits"] = sorted({*kept["commits"], commit()})
     replace_text(done, json.dumps(kept))
     training = trained(data.samples, seed, unfinished=folder / "training.pt")
-    for names, scores in ways(data, training.networks, folder / "indexes" if by_index else None):
+    for names, scores in ways(data, training.networks, folder / "indexes" if asked.by_index else None):
         if all(way in kept["ways"] for way in names):
             continue
         start = time.perf_counter()
@@ -59,12 +50,20 @@ def run(setting: str, seed: int) -> dict[str, Any]:
             start = time.perf_counter()
             print(f"  {way:56} {kept['ways'][way]['auroc']:.4f}", flush=True)
         replace_text(done, json.dumps(kept))
-    shutil.rmtree(folder)
     seconds = training.seconds + sum(each["seconds"] for each in kept["ways"].values())
     return {
         "n_wrong": int(data.is_wrong.sum()), "epochs": training.epochs, "accuracy": training.accuracy,
         "seconds": round(seconds, 1), **kept,
     }  # fmt: skip
+
+
+def forget(setting: str, seed: int) -> None:
+    """What was kept of a seed that is on record."""
+    shutil.rmtree(_folder(setting, seed))
+
+
+def _folder(setting: str, seed: int) -> Path:
+    return UNFINISHED / f"label_errors-{setting}-{seed}"
 
 
 def _measured(way: str, values: Tensor, data: Planted) -> dict[str, float]:
@@ -86,8 +85,10 @@ def main() -> None:
     for setting in given.settings or SETTINGS:
         if setting not in SETTINGS:
             raise SystemExit(f"setting {setting!r} is unknown: there are {', '.join(SETTINGS)}")
-        command = f"python -m experiments.label_errors {setting}"
-        run_seeds("label_errors", setting, range(SETTINGS[setting][3]), command, lambda seed, s=setting: run(s, seed))
+        run_seeds(
+            "label_errors", setting, range(SETTINGS[setting].n_seeds), f"python -m experiments.label_errors {setting}",
+            partial(run, setting), partial(forget, setting),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

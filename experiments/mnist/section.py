@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.figures import Axes, Curve, figure
 from experiments.mnist.arms import ARMS
-from experiments.mnist.one_pair import NAMES, STEPS, area, steps_to
+from experiments.mnist.one_pair import NAMES, STEPS, WEIGHTS, area, steps_to
 from experiments.mnist.training import STUDIES
 from experiments.tables import Record, difference, half_interval, mean, provenance, table
 
@@ -30,7 +30,7 @@ The setting of the paper: in each step two images of one class, cross-entropy of
 {n_steps} steps. 5,000 digits of MNIST to learn from, 2,500 others to test with. All arms at the
 weight with the largest area under the curve for similarity on 2,500 further images and five further seeds; and those
 with another weight that is best for themselves once more, at that. Steps to a level: the mean of the seeds that reach
-it, and how many do."""
+it, and how many do. Differences are bold where 0 is not in their interval."""
 
 OF_STUDY = """### {name}
 
@@ -44,18 +44,16 @@ SHOWN, LEVELS = (20, 40, 149, 513), (0.5, 0.7, 0.9)
 
 def section(records: Sequence[Record]) -> Iterator[str]:
     """Everything that there is of it."""
-    by_setting = {record["setting"]: record for record in records if "-tuning-" not in record["setting"]}
+    every = {record["setting"]: record for record in records}
+    by_setting = {name: record for name, record in every.items() if "-tuning-" not in name}
     if not by_setting:
         return
     yield TEXT
-    one_pair = {
-        arm + kind.removeprefix("one-pair").replace("-own", ", own weight"): by_setting[f"{kind}-{arm}"]
-        for kind in ("one-pair", "one-pair-own")
-        for arm in NAMES
-        if f"{kind}-{arm}" in by_setting
-    }
+    one_pair = _of_one_pair(by_setting)
     if "baseline" in one_pair:
-        yield from _one_pair(one_pair)
+        kind = "one-pair-tuning-"
+        tuned = {name.removeprefix(kind): record for name, record in every.items() if name.startswith(kind)}
+        yield from _one_pair(one_pair, tuned)
     for name, study in STUDIES.items():
         arms = {arm: by_setting[f"{name}-{arm}"] for arm in ARMS if f"{name}-{arm}" in by_setting}
         if "baseline" in arms:
@@ -66,8 +64,29 @@ def section(records: Sequence[Record]) -> Iterator[str]:
             yield from _converged(arms)
 
 
-def _one_pair(arms: dict[str, Record]) -> Iterator[str]:
-    curves = {arm: [seed["accuracies"] for seed in _seeds(record)] for arm, record in arms.items()}
+def figures(records: Sequence[Record]) -> Iterator[tuple[Path, str]]:
+    """Where pictures of this page lie, and what they are."""
+    arms = _of_one_pair({record["setting"]: record for record in records})
+    if "baseline" in arms:
+        yield FIGURE, _figure(_curves(arms))
+
+
+def _of_one_pair(by_setting: Mapping[str, Record]) -> dict[str, Record]:
+    """Records of one pair a step, by what the page calls each arm."""
+    return {
+        arm + kind.removeprefix("one-pair").replace("-own", ", own weight"): by_setting[f"{kind}-{arm}"]
+        for kind in ("one-pair", "one-pair-own")
+        for arm in NAMES
+        if f"{kind}-{arm}" in by_setting
+    }
+
+
+def _curves(arms: Mapping[str, Record]) -> dict[str, list[list[float]]]:
+    return {arm: [seed["accuracies"] for seed in _seeds(record)] for arm, record in arms.items()}
+
+
+def _one_pair(arms: dict[str, Record], tuned: Mapping[str, Record]) -> Iterator[str]:
+    curves = _curves(arms)
     areas = {
         arm: {name: area(seed["accuracies"]) for name, seed in record["seeds"].items()} for arm, record in arms.items()
     }
@@ -86,9 +105,42 @@ def _one_pair(arms: dict[str, Record]) -> Iterator[str]:
         )  # fmt: skip
     heading = ["arm", "weight", "seeds", *(f"step {step}" for step in SHOWN), "area", "more area than the baseline"]
     yield table([*heading, *(f"steps to {level:.0%}" for level in LEVELS)], rows)
-    FIGURE.write_text(_figure(curves), encoding="utf-8")
+    yield _does_it_help({arm: _off(found, areas["baseline"]) for arm, found in areas.items() if arm != "baseline"})
+    yield " ".join([*_at_the_edge(tuned), *_missing(arms, tuned)])
     yield f"![Accuracy over steps, one curve an arm]({FIGURE.name})"
     yield "\n".join(f"- {arm}: {provenance(record)}" for arm, record in arms.items())
+
+
+def _does_it_help(off: Mapping[str, Sequence[float]]) -> str:
+    """Which arms have more area under the curve than the baseline, and which less, as far as intervals say."""
+    sides: dict[str, list[str]] = {"More": [], "Less": [], "No difference shown in": []}
+    for arm, each in off.items():
+        is_shown = len(each) > 1 and abs(statistics.fmean(each)) > half_interval(each)
+        side = "No difference shown in" if not is_shown else "More" if statistics.fmean(each) > 0 else "Less"
+        sides[side].append(arm)
+    found = [f"{side}: {'; '.join(arms)}." for side, arms in sides.items() if arms]
+    return f"Area under the curve, beside the baseline. {' '.join(found)}"
+
+
+def _at_the_edge(tuned: Mapping[str, Record]) -> Iterator[str]:
+    """Which weights are best of those tried because no larger, or smaller, one was."""
+    for arm, record in tuned.items():
+        means = {
+            weight: statistics.fmean(seed["areas"][f"{weight:g}"] for seed in _seeds(record)) for weight in WEIGHTS
+        }
+        best = max(means, key=means.__getitem__)
+        if best in (WEIGHTS[0], WEIGHTS[-1]):
+            end = "smallest" if best == WEIGHTS[0] else "largest"
+            yield f"The weight that is best for {arm}, {best:g}, is the {end} that was tried."
+
+
+def _missing(arms: Mapping[str, Record], tuned: Mapping[str, Record]) -> Iterator[str]:
+    """What is yet to be run."""
+    rest = [arm for arm in NAMES if arm not in arms]
+    if rest:
+        yield f"Yet to be run at the common weight: {', '.join(rest)}."
+    if len(tuned) < len(NAMES) - 1:
+        yield f"Yet to be tuned: {', '.join(arm for arm in NAMES[1:] if arm not in tuned)}."
 
 
 def _figure(curves: dict[str, list[list[float]]]) -> str:
@@ -123,10 +175,15 @@ def _seeds(record: Record) -> list[Record]:
     return list(record["seeds"].values())
 
 
-def _ahead(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+def _off(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
     """Differences, paired by seed."""
-    both = sorted(set(ours) & set(theirs))
-    return difference([ours[seed] for seed in both], [theirs[seed] for seed in both])
+    return [ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))]
+
+
+def _ahead(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
+    """Their mean, with its interval."""
+    off = _off(ours, theirs)
+    return difference(off, [0.0] * len(off))
 
 
 def _percent(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kinsight.cli.loading import kernels_of, samples_of
+from kinsight.cli.loading import check_different, kernels_of, samples_of
 from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
@@ -40,8 +40,7 @@ def print_comparison(
 
     if options.checkpoint is not None or not checkpoints or len(checkpoints) < 2:
         raise InputError("Name the weights that are compared with --with, two or more, and none with --checkpoint.")
-    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
-        raise InputError(f"--with names {', '.join(map(str, checkpoints))}: name each of the weights once.")
+    check_different(checkpoints)
     if figure is not None:
         from kinsight.explorer.trajectory import check_figure, write_trajectory
 

@@ -44,6 +44,16 @@ def kernels_of(model: str, checkpoints: Iterable[Path], options: Options) -> Ite
         yield str(path), kernel_of(model, replace(options, checkpoint=path))
 
 
+def check_different(checkpoints: Sequence[Path]) -> None:
+    """Raise where the same weights would be compared with themselves.
+
+    Raises:
+        InputError: a file is named twice.
+    """
+    if len({path.resolve() for path in checkpoints}) < len(checkpoints):
+        raise InputError(f"Weights are {', '.join(map(str, checkpoints))}: name each of them once.")
+
+
 def samples_of(source: str, options: Options, *, limit: int | None = None) -> Samples:
     """The samples that a string names, in the precision asked for: numbers are not rounded to another one first."""
     import torch

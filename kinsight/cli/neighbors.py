@@ -91,7 +91,9 @@ def _print_of_all(
     if duplicates is not None:
         groups = table.duplicates(duplicates)
         n_samples = sum(map(len, groups))
-        summary = f"{len(groups):,} groups of {n_samples:,} samples are connected by similarities of {duplicates:g}."
+        summary = (
+            f"{len(groups):,} groups of {n_samples:,} samples are connected by similarities of {duplicates} or more."
+        )
         rows = ({"group": number, "id": table.ids[row]} for number, group in enumerate(groups) for row in group)
         columns = ("group", "id")
     elif hubs is not None:

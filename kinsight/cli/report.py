@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinsight.cli.loading import check_writable, index_of, kernel_of, kernels_of, samples_of
+from kinsight.cli.loading import check_different, check_writable, index_of, kernel_of, kernels_of, samples_of
 from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
@@ -85,9 +85,7 @@ def check_checkpoints(checkpoints: list[Path], last: Path | None) -> None:
         raise InputError(
             "--with names checkpoints to compare: name the last one, of which the report is, --checkpoint."
         )
-    named = [*checkpoints, last]
-    if len({path.resolve() for path in named}) < len(named):
-        raise InputError(f"--with and --checkpoint name {', '.join(map(str, named))}: name each of the weights once.")
+    check_different([*checkpoints, last])
 
 
 def compared(
@@ -101,8 +99,13 @@ def compared(
     """What earlier checkpoints have in common with the one the report is of."""
     if not checkpoints:
         return None
-    from kinsight.stability import compare
+    from kinsight.stability import MIN_ANCHORS, compare
 
+    if len(samples) < MIN_ANCHORS:
+        raise InputError(
+            f"--with compares how checkpoints see the samples, and needs {MIN_ANCHORS} of them: the data has "
+            f"{len(samples)}. Leave it out."
+        )
     kernels = chain(kernels_of(model, checkpoints, options), [(str(options.checkpoint), kernel)])
     k = max(1, min(10, len(samples) - 1))
     return compare(kernels, samples, k=k, normalization=normalization, seed=options.seed, progress=not options.quiet)
