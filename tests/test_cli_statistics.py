@@ -227,7 +227,11 @@ def test_a_report_compares_checkpoints(folder: Path, capsys: pytest.CaptureFixtu
     assert "Agreement with 2.safetensors, the last" in page
     for wrong, message in (
         ((), "--with names checkpoints to compare: name the last one"),
-        (("--checkpoint", "0.safetensors"), "--with and --checkpoint name 0.safetensors, 0.safetensors"),
+        (("--checkpoint", "0.safetensors"), "Weights are 0.safetensors, 0.safetensors: name each of them once"),
+        (
+            ("--checkpoint", "2.safetensors", "--limit", "3"),
+            "--with compares how checkpoints see the samples, and needs 4",
+        ),
     ):
         status, _, err = run(capsys, *asked, *wrong, "--out", "other.html")
         assert status == 2
