@@ -20,6 +20,7 @@ N_PROCESSES = 2
 
 transformers = pytest.importorskip("transformers")
 lightning = pytest.importorskip("lightning")
+event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
 
 from kinsight.callbacks import lightning as of_lightning  # noqa: E402
 from kinsight.callbacks import transformers as of_transformers  # noqa: E402
@@ -57,8 +58,9 @@ def rows(n: int = 32) -> list[dict[str, Tensor]]:
 
 def arguments(folder: Path, **options: Any) -> Any:
     options = {"max_steps": 8, "logging_steps": 1, "save_strategy": "no", "learning_rate": 0.05, **options}
+    options = {"report_to": "none", **options}
     return transformers.TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=4, report_to="none", use_cpu=True, disable_tqdm=True,
+        output_dir=str(folder), per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True,
         dataloader_pin_memory=False, **options,
     )  # fmt: skip
 
@@ -272,6 +274,19 @@ class Log(lightning.pytorch.loggers.logger.DummyLogger):
             self.seen[step] = metrics
 
 
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """What event files of TensorBoard hold, by name and step."""
+    found = {}
+    for path in folder.rglob("events.out.tfevents.*"):
+        content, start = path.read_bytes(), 0
+        while start < len(content):
+            length = int.from_bytes(content[start : start + 8], "little")  # then its checksum, the event, its checksum
+            event = event_pb2.Event.FromString(content[start + 12 : start + 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            start += 16 + length
+    return found
+
+
 def fit(callback: Any, *, module: Any = None, logger: Any = None, path: Any = None, **options: Any) -> Any:
     trainer = lightning.Trainer(
         accelerator="cpu", logger=logger, enable_progress_bar=False, enable_model_summary=False,
@@ -292,6 +307,29 @@ def test_steps_of_two_optimizers_are_counted_and_logged_as_the_trainer_counts_th
     log = Log()
     fit(of_lightning.SimilarityCallback(samples(), every=4), module=Alternating(), logger=log, max_epochs=1)
     assert list(log.seen) == [2, 6, 10, 14]
+
+
+@ignores_future
+def test_tensorboard_shows_what_is_watched(tmp_path: Path) -> None:
+    board, log = lightning.pytorch.loggers.TensorBoardLogger(tmp_path / "lightning"), Log()
+    fit(of_lightning.SimilarityCallback(samples(), every=4), logger=[board, log], max_epochs=1)
+    found = scalars(tmp_path / "lightning")
+    assert set(log.seen) == {1, 5}
+    for step, metrics in log.seen.items():
+        for name, value in metrics.items():
+            if name.startswith("similarity/"):
+                assert found[name, step] == pytest.approx(value, nan_ok=True), name
+    trainer = transformers.Trainer(
+        model=Classifier(), args=arguments(tmp_path, report_to="tensorboard"), train_dataset=rows()
+    )
+    of_transformers.SimilarityCallback(trainer, inputs(), every=4)
+    trainer.train()
+    found = scalars(tmp_path / "runs")
+    for record in trainer.state.log_history:
+        if "similarity/soft_count" in record:
+            written = found["train/similarity/soft_count", record["step"]]
+            assert written == pytest.approx(record["similarity/soft_count"])
+    assert looks(trainer.state.log_history) == [1, 5]
 
 
 @ignores_future

@@ -68,6 +68,16 @@ def test_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nobody = next(regime for regime, n in found["regimes"].items() if not n)
     assert answer(capsys, *asked, "--regime", nobody, "--out", "none.csv")["rows"] == [{"file": "none.csv", "rows": 0}]
     assert (folder / "none.csv").read_text().strip().split(",") == list(found["rows"][0])
+    names = [f"lot {place % 3}" for place in range(40)]
+    Path("lots.txt").write_text("\n".join(names))
+    by_lot = kinsight.fit_map(kinsight.GradientKernel(load_model("shop:classes", device="cpu")), data, groups=names)
+    lots = answer(capsys, *asked, "--by-group", "--groups", "lots.txt")["rows"]
+    assert [row["group"] for row in lots] == ["lot 0", "lot 1", "lot 2"]
+    assert [row["n"] for row in lots] == [row["n"] for row in by_lot.by_group()]
+    Path("lots.txt").write_text("lot 0")
+    status, _, err = run(capsys, *asked, "--by-group", "--groups", "lots.txt")
+    assert status == 2
+    assert "40 samples" in err
     status, _, err = run(capsys, *asked, "--by-group", "--regime", most)
     assert status == 2
     assert "--regime is of samples" in err
@@ -283,6 +293,22 @@ def test_labels_of_several_checkpoints_and_conflicts(folder: Path, capsys: pytes
         zip(expected.ids, expected.suggested.tolist(), strict=True)
     )
     assert [row["score"] for row in found["rows"]] == pytest.approx(expected.scores.tolist(), abs=1e-4)
+    for name, kernel in zip(("early", "late"), kernels, strict=True):
+        kinsight.Index.build(name, kernel, data, dim=512, normalization="flat")
+    together = ("labels", "--index", "late", "--quiet")
+    sketched = answer(capsys, *together, "--with-index", "early")
+    by_index = kinsight.Index("late").label_suspects(others=[kinsight.Index("early")])
+    assert sketched["n_networks"] == 2
+    assert [row["id"] for row in sketched["rows"]] == list(by_index.ids)
+    assert [row["score"] for row in sketched["rows"]] == pytest.approx(by_index.scores.tolist(), abs=1e-4)
+    assert answer(capsys, *together)["n_networks"] == 1
+    for wrong, message in (
+        ((*asked, "--with-index", "early"), "--with-index is beside --index"),
+        ((*together, "--with", "early.safetensors"), "--with is of a MODEL"),
+    ):
+        status, _, err = run(capsys, *wrong)
+        assert status == 2
+        assert err.startswith(f"error: {message}")
     pairs = answer(capsys, *asked, "--conflicts", "0.8")
     conflicts = kinsight.label_conflicts(kernels[1], data, least=0.8)
     assert [(row["first"], row["second"]) for row in pairs["rows"]] == list(conflicts.ids)

@@ -129,6 +129,27 @@ def test_models_that_cannot_be_trained_so() -> None:
 # ----------------------------------------------------------------------------------------------- augmentations
 
 
+class Jitter(nn.Module):
+    """As transforms of torchvision are: a module that is called with one image, [c h w], and draws from torch."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        assert image.ndim == 3
+        return (image * (0.5 + torch.rand(()))).clamp(0, 1)
+
+
+def test_a_module_is_an_augmentation() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3)).double()
+    images = torch.rand(5, 1, 6, 6).double()
+    loss = kinsight.SimilarityLoss(model, "one_vs_rest", pairs=Augmented(nn.Sequential(Jitter(), Jitter())), weight=1.0)
+    value = loss(images, LABELS[:5])
+    value.backward()
+    assert loss.last is not None
+    assert loss.last.n_alike == 5
+    assert 0 < float(value.detach()) < 1
+    assert float(model[0].weight.grad.norm()) > 0
+
+
 def test_augmentations_of_one_input_are_pairs() -> None:
     model, x = network(), inputs()
     drawn: list[float] = []

@@ -111,7 +111,7 @@ def test_the_noise_of_values_and_what_it_rests_on(is_trained: bool) -> None:
     assert ("Do not believe this" in told) != is_trained
     assert sum(a.get("href") == "#noise" for _, a in page.tags) == 1
     assert page.count("p", "yes" if is_trained else "no") == 1
-    assert page.count("svg", "chart") == 4  # counts, fit, noise left, factors
+    assert page.count("svg", "chart") == 5  # counts, scores of labels, fit, noise left, factors
 
 
 def test_noise_is_not_told_of_classes_and_of_too_many_values(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,13 +20,23 @@ from kinsight.cli.options import (
 from kinsight.cli.printing import print_answer
 
 
+def lines_of(path: Path | None) -> list[str] | None:
+    """The lines of a text file; None where there is none."""
+    return None if path is None else path.read_text(encoding="utf-8").splitlines()
+
+
 def print_fit(
     options: Options,
     model: OptionalModel = None,
     data: OptionalData = None,
     power: Annotated[float, typer.Option(help="Of similarities: 8 hears close neighbors; 1 takes linear time.")] = 8.0,
     regime: Annotated[str | None, typer.Option(help="Only samples of this regime, the most pronounced first.")] = None,
-    by_group: Annotated[bool, typer.Option("--by-group", help="One row a class, in place of one a sample.")] = False,
+    by_group: Annotated[
+        bool, typer.Option("--by-group", help="One row a class, or a group of --groups, in place of one a sample.")
+    ] = False,
+    groups: Annotated[
+        Path | None, typer.Option(help="A text file that names the group of each sample, a line each.", exists=True)
+    ] = None,
     normalization: OptionalNormalization = None,
     index: AskedIndex = None,
     out: OutFile = None,
@@ -40,11 +51,14 @@ def print_fit(
         raise InputError("--regime is of samples, and --by-group has one row a class, with all regimes: ask for one.")
     if index is not None:
         opened = index_alone(index, normalization, options, model, data)
-        found, chosen = opened.fit_map(power=power, progress=not options.quiet), opened.normalization
+        found = opened.fit_map(power=power, groups=lines_of(groups), progress=not options.quiet)
+        chosen = opened.normalization
     else:
         kernel, samples = asked(model, data, options)
         chosen = (normalization or Similarity.flat).value
-        found = fit_map(kernel, samples, power=power, normalization=chosen, progress=not options.quiet)
+        found = fit_map(
+            kernel, samples, power=power, normalization=chosen, groups=lines_of(groups), progress=not options.quiet
+        )
     rows = found.by_group() if by_group else list(found.rows())
     columns = list(rows[0])
     if regime is not None:

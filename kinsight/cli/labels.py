@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_alone, kernels_of
+from kinsight.cli.loading import asked, index_alone, index_of, kernels_of
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
@@ -50,6 +50,12 @@ def print_labels(
         list[Path] | None,
         typer.Option("--with", help="Earlier weights of the model, whose verdicts are averaged in; may be repeated."),
     ] = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with-index", help="Index of the same data by earlier weights, beside --index; may be repeated."
+        ),
+    ] = None,
     power: Annotated[float, typer.Option(help="Exponent of votes: higher listens to fewer neighbors.")] = POWER,
     threshold: Annotated[
         float | None, typer.Option(help="Least probability of another label; 0.5, or 3 deviations, if left out.")
@@ -68,18 +74,16 @@ def print_labels(
 ) -> None:
     """Labels that the neighborhood contradicts, and what it says instead.
 
-    Labels that a network has memorized are found, too; even better with earlier checkpoints (--with).
+    Labels that a network has memorized are found, too; even better with earlier checkpoints (--with, --with-index).
     """
-    from kinsight.errors import InputError
-
-    if checkpoints and index is not None:
-        raise InputError("--with is of a MODEL; an index has the weights that it was built with.")
+    _check_networks(checkpoints, others, index)
     if conflicts is not None:
         _check_of_conflicts({
-            "--with": bool(checkpoints), "--method": method is not How.leave_one_out, "--power": power != POWER,
-            "--threshold": threshold is not None,
+            "--with": bool(checkpoints), "--with-index": bool(others), "--method": method is not How.leave_one_out,
+            "--power": power != POWER, "--threshold": threshold is not None,
         })  # fmt: skip
     asker = _Asker(options, index_alone(index, normalization, options, model, data) if index is not None else None)
+    asker.others = [index_of(folder, normalization) for folder in others or []]
     if asker.index is None:
         asker.kernel, asker.samples = asked(model, data, options)
         asker.normalization = (normalization or Similarity.flat).value
@@ -94,6 +98,18 @@ def print_labels(
         raise typer.Exit(1)
 
 
+def _check_networks(checkpoints: list[Path] | None, others: list[Path] | None, index: Path | None) -> None:
+    """Raise where several networks are named in a way that is not that of the first."""
+    from kinsight.errors import InputError
+
+    if checkpoints and index is not None:
+        raise InputError(
+            "--with is of a MODEL; an index has the weights that it was built with: name others with --with-index."
+        )
+    if others and index is None:
+        raise InputError("--with-index is beside --index: name the index of the last weights there.")
+
+
 @dataclass
 class _Asker:
     """Who is asked: an index, or a kernel about samples."""
@@ -104,6 +120,7 @@ class _Asker:
     samples: Any = None
     normalization: Any = None
     earlier: list[Any] = field(default_factory=list)
+    others: list[Index] = field(default_factory=list)
 
     @property
     def class_names(self) -> Sequence[str] | None:
@@ -117,7 +134,8 @@ class _Asker:
         """What answers rest on."""
         if self.index is None:
             return {"normalization": self.normalization, "n_networks": 1 + len(self.earlier)}
-        return {"normalization": self.index.normalization, "error": self.index.error, "n_networks": 1}
+        error = max(index.error for index in (self.index, *self.others))
+        return {"normalization": self.index.normalization, "error": error, "n_networks": 1 + len(self.others)}
 
     def suspects(self, **how: Any) -> LabelSuspects:
         """The suspects."""
@@ -125,7 +143,7 @@ class _Asker:
 
         how["progress"] = not self.options.quiet
         if self.index is not None:
-            return self.index.label_suspects(**how)
+            return self.index.label_suspects(others=self.others, **how)
         return label_suspects([*self.earlier, self.kernel], self.samples, normalization=self.normalization, **how)
 
     def conflicts(self, least: float, n_conflicts: int | None) -> LabelConflicts:

@@ -67,8 +67,8 @@ def checks(
     yield Check(
         "stationarity", float(ratios.nanmean().sqrt()), MOST_RESIDUAL, True,
         "E_k[f - y] over the noise in E_k[y], root mean square over samples. Above, the network is not at a minimum of "
-        "the squared error on this data (another loss, early stopping, other data, weight decay that was not passed): "
-        "its predictions are no means of these labels.",
+        "the squared error on this data (another loss, early stopping, other data, weight decay or sample weights that "
+        "were not passed): its predictions are no means of these labels.",
     )  # fmt: skip
     yield Check(
         "no interpolation", noise.share, LEAST_UNEXPLAINED, False,

@@ -102,6 +102,8 @@ def page_of(findings: Findings) -> Fields:
         "lonely": _counted(findings, samples, findings.lonely),
         "crowded": _counted(findings, samples, findings.crowded),
         "suspects_intro": _suspects_intro(findings.suspects),
+        "scores": _scores(findings.suspects),
+        "scores_are": _scores_are(findings.suspects),
         "because": _because(findings.suspects),
         "suspects": [] if findings.suspects is None else list(_cards(findings, findings.suspects, samples)),
         "no_suspects": findings.no_suspects or "No label is contradicted by most of its neighborhood.",
@@ -186,6 +188,16 @@ def _suspects_intro(suspects: LabelSuspects | None) -> str:
         "Each value is told by all other samples, by how similar they are to the network, without the sample itself. "
         "A suspect lies far from what they say: look at it, not every suspect is wrong."
     )
+
+
+def _scores(suspects: LabelSuspects | None) -> Fields | None:
+    return None if suspects is None else chart(suspects.all_scores.tolist(), "scores of labels")
+
+
+def _scores_are(suspects: LabelSuspects | None) -> str:
+    if suspects is not None and suspects.task == "regression":
+        return "how far each label is from what the others say, in robust standard deviations"
+    return "probability that each label is another one; most are near 0"
 
 
 def _because(suspects: LabelSuspects | None) -> str:
