@@ -247,9 +247,9 @@ def picture_network() -> tuple[nn.Module, Samples]:
     return model.eval(), Samples(torch.rand(150, 1, 8, 8))
 
 
-WIDEST = {"soft": 0.3, "hard": 1.8, "power": 0.6}
+WIDEST = {"soft": 0.3, "hard": 2.2, "power": 0.6}
 """Half of an interval over the count itself, in the median, from sketches of 512 numbers. Measured: soft 0.13 and 0.23;
-hard 0 to 0.55 up to a threshold of 0.8, and 0.11 and 1.66 at 0.95, above which few samples are; power 0.05 and 0.52."""
+hard 0 to 0.6 up to a threshold of 0.8, and 0.11 to 2.15 at 0.95, above which few samples are; power 0.05 and 0.52."""
 
 
 @pytest.mark.slow
@@ -259,22 +259,34 @@ def test_intervals_hold_the_exact_counts(made: Any, tmp_path: Path) -> None:
     model, samples = made()
     kernel, taus = GradientKernel(model), [0.3, 0.5, 0.8, 0.95]
     options: dict[str, Any] = {"normalization": "flat"}
+    x = samples.take(range(40)).inputs
+    others = Samples(x + 0.2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(3)))
+    asked = {"the data": None, "other samples": others}
     exact = {
-        "soft": soft_count(kernel, samples, **options).values,
-        "hard": hard_count(kernel, samples, thresholds=taus, **options).values,
-        "power": power_count(kernel, samples, **options).values,
+        (around, name): values
+        for around, queries in asked.items()
+        for name, values in {
+            "soft": soft_count(kernel, samples, queries, **options).values,
+            "hard": hard_count(kernel, samples, queries, thresholds=taus, **options).values,
+            "power": power_count(kernel, samples, queries, **options).values,
+        }.items()
     }
-    held: dict[str, list[Tensor]] = {name: [] for name in exact}
-    widths: dict[str, list[Tensor]] = {name: [] for name in exact}
+    held: dict[tuple[str, str], list[Tensor]] = {each: [] for each in exact}
+    widths: dict[tuple[str, str], list[Tensor]] = {each: [] for each in exact}
     for seed in range(20):
         index = Index.build(tmp_path / str(seed), kernel, samples, dim=512, seed=seed, **options)
-        found = {"soft": index.soft_count(), "hard": index.hard_count(taus), "power": index.power_count()}
-        for name, counts in found.items():
-            assert counts.error is not None
-            is_held = (counts.values - exact[name]).abs() <= 1.96 * counts.error + 1e-9
-            held[name].append(is_held.double().reshape(len(samples), -1).mean(dim=0))
-            widths[name].append((1.96 * counts.error / exact[name].clamp(min=1)).reshape(len(samples), -1))
-    for name in exact:  # at every threshold
-        shares, medians = torch.stack(held[name]).mean(dim=0), torch.cat(widths[name]).median(dim=0).values
-        assert float(shares.min()) >= 0.93, name
-        assert float(medians.max()) < WIDEST[name], name
+        for around, queries in asked.items():
+            how = {} if queries is None else {"queries": queries, "kernel": kernel, "data": samples}
+            found = {
+                "soft": index.soft_count(**how), "hard": index.hard_count(taus, **how), "power": index.power_count(**how),
+            }  # fmt: skip
+            for name, counts in found.items():
+                truth = exact[around, name]
+                assert counts.error is not None
+                is_held = (counts.values - truth).abs() <= 1.96 * counts.error + 1e-9
+                held[around, name].append(is_held.double().reshape(len(truth), -1).mean(dim=0))
+                widths[around, name].append((1.96 * counts.error / truth.clamp(min=1)).reshape(len(truth), -1))
+    for each in exact:  # at every threshold
+        shares, medians = torch.stack(held[each]).mean(dim=0), torch.cat(widths[each]).median(dim=0).values
+        assert float(shares.min()) >= 0.93, each
+        assert float(medians.max()) < WIDEST[each[1]], each
