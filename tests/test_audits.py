@@ -1,6 +1,7 @@
 """Counts and label suspects from an index are those of the kernel, within the error they state."""
 
 import functools
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,9 +278,8 @@ def test_intervals_hold_the_exact_counts(made: Any, tmp_path: Path) -> None:
         index = Index.build(tmp_path / str(seed), kernel, samples, dim=512, seed=seed, **options)
         for around, queries in asked.items():
             how = {} if queries is None else {"queries": queries, "kernel": kernel, "data": samples}
-            found = {
-                "soft": index.soft_count(**how), "hard": index.hard_count(taus, **how), "power": index.power_count(**how),
-            }  # fmt: skip
+            count_of = {"soft": index.soft_count, "hard": partial(index.hard_count, taus), "power": index.power_count}
+            found = {name: count(**how) for name, count in count_of.items()}
             for name, counts in found.items():
                 truth = exact[around, name]
                 assert counts.error is not None
