@@ -46,7 +46,7 @@ def each_with_itself(store: Store, queries: Strangers | None) -> Iterator[tuple[
     """Sketches of all samples, or queries; those that the index has of them; and the rows of these. Block by block.
 
     Yields:
-        Two of [q dim], float64, and one of [q]. The row of a query that the index has not is -1, its sketch there any.
+        Two of [q dim], float64, and one of [q]. The row of a query that the index has not is -1, its sketch there 0.
     """
     if queries is None:
         for first, values in sketches_of(store):
@@ -56,6 +56,7 @@ def each_with_itself(store: Store, queries: Strangers | None) -> Iterator[tuple[
     for start in range(0, len(queries.ids), HELD):
         rows = queries.rows[start : start + HELD]
         known = matrix_of(store.take(ROWS, rows.clamp(min=0).tolist(), ["sketch"])["sketch"])
+        known = torch.where(rows[:, None] >= 0, known, 0.0)
         yield queries.sketches[start : start + HELD].double(), known.double(), rows
 
 

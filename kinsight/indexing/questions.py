@@ -150,7 +150,7 @@ class Questions(Contents):
         if data is not None:
             known = Samples.wrap(data)
             rows = self_positions(samples, known)
-            places = rows[rows >= 0].tolist() or [0]
+            places = rows[rows >= 0].tolist() or [0]  # of strangers alone, one sample has to do
             for start in range(0, len(places), HELD):  # positions in other data would be rows of other samples
                 taken(self.store, known, places[start : start + HELD])
         how = {"seed": self.about["seed"], "normalization": self.normalization}
