@@ -144,15 +144,16 @@ def by_features(features: Features, labels: Tensor) -> LeftOut:
     def residuals(ridges: tuple[float, ...]) -> Iterator[tuple[slice, Tensor]]:
         """(samples, labels less predictions [ridges m b]), of those that have similarities; else nan."""
         inverses = 1 / (eigenvalues[:, None] + torch.tensor(ridges, dtype=torch.float64))  # [dim ridges]
+        weights, of_one = ((inverses[:, :, None] * each[:, None]).flatten(1) for each in (turned, turned_ones))
         sums = (
-            -torch.einsum("do,dr,db->rb", turned_ones, inverses, turned),  # labels are centered
-            n_known - torch.einsum("do,dr,db->rb", turned_ones, inverses, turned_ones),
+            -(turned_ones.T @ weights).view(len(ridges), -1),  # labels are centered
+            n_known - (turned_ones.T @ of_one).view(len(ridges), -1),
         )
         for first, values in features():
             rows = slice(first, first + len(values))
             along = (values @ narrow).double()
-            of_labels = centered[rows] - torch.einsum("md,dr,db->rmb", along, inverses, turned)
-            of_ones = 1 - torch.einsum("md,dr,db->rmb", along, inverses, turned_ones)
+            of_labels = centered[rows] - (along @ weights).unflatten(1, (len(ridges), -1)).transpose(0, 1)
+            of_ones = 1 - (along @ of_one).T[..., None]
             diagonal = (1 - along.square() @ inverses).T[..., None]
             left = _left_out(diagonal, of_labels, of_ones, sums)
             yield rows, left.masked_fill(~values.any(dim=1)[:, None], torch.nan)
