@@ -38,7 +38,7 @@ def close(a: Tensor | None, b: Tensor) -> None:
 
 @pytest.mark.parametrize("weighting", ["whitened", "flat", "kernel"])
 @pytest.mark.parametrize("n_outputs", [1, 3])
-@pytest.mark.parametrize("max_bytes", [2**30, 2**14])
+@pytest.mark.parametrize("max_bytes", [2**30, 2**15])
 def test_products_are_those_of_the_gram_matrix(weighting: Any, n_outputs: int, max_bytes: int) -> None:
     kernel = GradientKernel(network(n_outputs), max_bytes=max_bytes)  # little memory: group by group
     x, queries = inputs(), inputs(7, seed=2)

@@ -147,7 +147,7 @@ def test_neighbors_as_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(lines) == len(found["rows"])
     found = answer(capsys, "neighbors", "--index", "ours", "--duplicates", "1", "--out", "none.parquet", *QUIET[:1])
     assert pq.read_table("none.parquet").column_names == ["group", "id"]
-    assert found["summary"] == "0 groups of 0 samples are connected by similarities of 1."
+    assert found["summary"] == "0 groups of 0 samples are connected by similarities of 1.0 or more."
 
 
 def test_a_report_from_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
