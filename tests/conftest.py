@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-import tests.typechecker  # noqa: F401 (jaxtyping takes it by name)
+from tests import typechecker
 
-# Before anything imports kinsight: from here on every annotated shape and type is checked on every call.
-jaxtyping.install_import_hook("kinsight", "tests.typechecker.checked")
+typechecker.install()  # before anything imports kinsight
 
 # The same examples on every run, and no time limit: a slow machine is not a failing test.
 hypothesis.settings.register_profile("kinsight", deadline=None, derandomize=True, print_blob=True)

@@ -9,11 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
+import jaxtyping
 import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
 
 import kinsight
 import kinsight.errors
+from tests.typechecker import Decorated
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "kinsight"
@@ -84,7 +89,40 @@ def test_neighbors_is_the_function_whatever_was_imported_first(first: str):
 @pytest.mark.parametrize("path", MODULES, ids=module_id)
 def test_shapes_are_checked(path: Path):
     """tests/conftest.py has every module loaded with its annotations checked, none before it could."""
-    assert type(load(path).__loader__).__module__.startswith("jaxtyping")
+    assert type(load(path).__loader__).__module__ == "tests.typechecker"
+
+
+def test_wrong_types_and_axes_that_disagree_are_found():
+    """The check can fail, each in its way; see tests/typechecker.py."""
+    source = """
+from typing import TYPE_CHECKING
+from kinsight.axes import Outputs, PerSample
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+def of_arrays(a: Outputs, b: PerSample) -> PerSample:
+    return b
+
+def of_others(a: float, b: "Fraction | None" = None) -> str:
+    return str(a) if a else a
+
+def within():
+    def inner(a: PerSample) -> int:
+        return len(a)
+    return inner
+"""
+    made: dict[str, Any] = {"__name__": "made"}
+    tree = ast.fix_missing_locations(Decorated().visit(ast.parse(source)))
+    exec(compile(tree, "made", "exec", dont_inherit=True), made)
+    assert len(made["of_arrays"](torch.zeros(3, 2), torch.zeros(3))) == 3
+    assert made["of_others"](1) == "1"  # an int may stand where a float is asked
+    assert made["within"]()(torch.zeros(4)) == 4
+    for wrong in (
+        lambda: made["of_arrays"](torch.zeros(3, 2), torch.zeros(4)), lambda: made["of_arrays"](torch.zeros(3), None),
+        lambda: made["of_others"]("one"), lambda: made["of_others"](0), lambda: made["within"]()(torch.zeros(4, 1)),
+    ):  # fmt: skip
+        with pytest.raises((jaxtyping.TypeCheckError, BeartypeCallHintViolation)):
+            wrong()
 
 
 def test_errors_are_reached_from_the_package():
