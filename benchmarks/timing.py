@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import json
 import platform
@@ -163,8 +164,9 @@ def machine(device: torch.device = CPU) -> dict[str, str | int]:
     return found
 
 
+@functools.cache
 def commit() -> str:
-    """The commit that was run, with '+' where the tree had changes."""
+    """The commit that was run, with '+' where the tree had changes; as it was when this process first asked."""
     root = Path(__file__).parent.parent
     name = subprocess.run(["git", "rev-parse", "--short=10", "HEAD"], cwd=root, capture_output=True, text=True)
     paths = ["kinsight", "demo", "benchmarks/*.py", "experiments/**/*.py", "experiments/*.py"]

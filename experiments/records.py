@@ -39,7 +39,7 @@ def run_seeds(
         run: seed -> what was found.
         forget: what is called with a seed when it is on record.
     """
-    path, code = FOLDER / f"{question}-{setting}.json", commit()  # as it was loaded, whatever comes after
+    path, code = FOLDER / f"{question}-{setting}.json", commit()
     for seed in seeds:
         if str(seed) in _record(path, question, setting)["seeds"]:
             print(f"{setting}, seed {seed}: there already", flush=True)

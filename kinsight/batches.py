@@ -238,12 +238,13 @@ def join(name: str, leaves: list[Any]) -> Any:
                 "Pad all samples to one shape."
             )
         return torch.cat(leaves)
-    if any(not _is_same(leaves[0], leaf) for leaf in leaves[1:]):
+    if any(not is_same(leaves[0], leaf) for leaf in leaves[1:]):
         raise ShapeError(f"Batches cannot be joined: {name} is a constant, but not the same in all of them.")
     return leaves[0]
 
 
-def _is_same(a: Any, b: Any) -> bool:
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two constants are one."""
     return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight.batches import Batch, as_tensor, has_samples, leaves
+from kinsight.batches import Batch, as_tensor, has_samples, is_same, leaves
 from kinsight.errors import NamesakeWarning
 from kinsight.samples import Samples
 
@@ -79,17 +79,17 @@ def same_inputs(one: Batch, other: Batch) -> Tensor:
         [False, False]
     """
     theirs = dict(leaves(other.inputs))
-    is_same = torch.full((len(one),), True)
-    if dict(leaves(one.inputs)).keys() != theirs.keys():
-        return ~is_same
+    found = torch.full((len(one),), dict(leaves(one.inputs)).keys() == theirs.keys())
     for name, leaf in leaves(one.inputs):
-        is_same &= _same_rows(leaf, theirs[name])
-    return is_same
+        found &= _same_rows(leaf, theirs.get(name))
+    return found
 
 
 def _same_rows(one: Any, other: Any) -> Tensor:
-    if not (has_samples(one) and has_samples(other)):
-        return torch.as_tensor(bool(one == other))
+    if has_samples(one) != has_samples(other):
+        return torch.as_tensor(False)
+    if not has_samples(one):
+        return torch.as_tensor(is_same(one, other))
     x, y = as_tensor(one).detach().cpu(), as_tensor(other).detach().cpu()
     if x.shape != y.shape:
         return torch.as_tensor(False)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import kinsight
-from kinsight import GradientKernel, Index, Samples
+from kinsight import Batch, GradientKernel, Index, Samples
 from kinsight.errors import InputError, NamesakeWarning
-from kinsight.namesakes import self_positions
+from kinsight.namesakes import same_inputs, self_positions
 
 N, HALF = 30, 5e-3  # what is left with exact sketches: rounding to half precision
 
@@ -97,7 +97,12 @@ def test_dicts_constants_and_nan() -> None:
     x = torch.tensor([[1.0, torch.nan], [3.0, 4.0]])
     known = Samples({"x": x, "scale": 2.0}, ids=["a", "b"])
     assert self_positions(Samples({"x": x[[1, 0]], "scale": 2.0}, ids=["b", "a"]), known).tolist() == [1, 0]
-    for other in ({"x": x, "scale": 3.0}, {"y": x, "scale": 2.0}, {"x": x}):
+    for other in (
+        {"x": x, "scale": 3.0},
+        {"y": x, "scale": 2.0},
+        {"x": x},
+        {"x": x, "scale": torch.tensor([2.0, 2.0])},
+    ):
         with pytest.warns(NamesakeWarning):
             assert self_positions(Samples(other, ids=["a", "b"]), known).tolist() == [-1, -1]
 
@@ -117,6 +122,13 @@ class _Texts(Dataset[Tensor]):
     @staticmethod
     def padded(items: list[Tensor]) -> Tensor:
         return nn.utils.rnn.pad_sequence(items, batch_first=True)
+
+
+def test_a_constant_is_no_row() -> None:
+    """Of two samples: a comparison that broadcast would not have one truth."""
+    rows, constant = torch.tensor([2.0, 2.0]), 2.0
+    swapped = Batch({"a": rows, "b": constant}), Batch({"a": constant, "b": rows})
+    assert same_inputs(*swapped).tolist() == [False, False]
 
 
 def test_padding_makes_no_stranger() -> None:

@@ -58,10 +58,7 @@ def run_one_pair(arm: str, *, is_own: bool = False) -> None:
 
 def chosen_weight(arm: str) -> float:
     """The weight with the largest mean area under the curve."""
-    seeds = _tuning("one-pair-tuning", arm)
-    return max(
-        one_pair.WEIGHTS, key=lambda weight: statistics.fmean(seed["areas"][f"{weight:g}"] for seed in seeds)
-    )  # fmt: skip
+    return one_pair.best_weight([seed["areas"] for seed in _tuning("one-pair-tuning", arm)])
 
 
 def tune(name: str, arm: str) -> None:

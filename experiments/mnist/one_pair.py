@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -77,3 +80,8 @@ def areas_by_weight(arm: str, seed: int, train: Images, validation: Images) -> d
     return {
         f"{weight:g}": area(curve(arm, weight, seed, train, validation)) for weight in WEIGHTS
     }  # fmt: skip
+
+
+def best_weight(areas: Sequence[Mapping[str, float]]) -> float:
+    """The weight with the largest mean area, of those that `areas_by_weight` found with several seeds."""
+    return max(WEIGHTS, key=lambda weight: statistics.fmean(each[f"{weight:g}"] for each in areas))

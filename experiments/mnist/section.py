@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments.figures import Axes, Curve, figure
 from experiments.mnist.arms import ARMS
-from experiments.mnist.one_pair import NAMES, STEPS, WEIGHTS, area, steps_to
+from experiments.mnist.one_pair import NAMES, STEPS, WEIGHTS, area, best_weight, steps_to
 from experiments.mnist.training import STUDIES
 from experiments.tables import Record, difference, half_interval, mean, provenance, table
 
@@ -125,10 +125,7 @@ def _does_it_help(off: Mapping[str, Sequence[float]]) -> str:
 def _at_the_edge(tuned: Mapping[str, Record]) -> Iterator[str]:
     """Which weights are best of those tried because no larger, or smaller, one was."""
     for arm, record in tuned.items():
-        means = {
-            weight: statistics.fmean(seed["areas"][f"{weight:g}"] for seed in _seeds(record)) for weight in WEIGHTS
-        }
-        best = max(means, key=means.__getitem__)
+        best = best_weight([seed["areas"] for seed in _seeds(record)])
         if best in (WEIGHTS[0], WEIGHTS[-1]):
             end = "smallest" if best == WEIGHTS[0] else "largest"
             yield f"The weight that is best for {arm}, {best:g}, is the {end} that was tried."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from kinsight.cli.loading import asked, index_alone, samples_of
+from kinsight.cli.loading import asked, check_unset, index_alone, samples_of
 from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, Options, OutFile, Queries
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError, UnknownNameError
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from kinsight.samples import Samples
 
 N_PROBES = 64
+
+NOT_OF_SKETCHES = (
+    "says nothing to the sketches of --index: this asks them for denoising factors alone. Leave it out. Or leave "
+    "--index out."
+)
 
 
 class How(StrEnum):
@@ -70,11 +75,11 @@ def print_denoising(
 
     if index is not None:
         of_training = {
-            "--queries": queries, "--sample-weights": sample_weights, "--weight-decay": weight_decay != 0,
-            "--loss-scale": loss_scale, "--decayed": decayed,
+            "--queries": queries is not None, "--sample-weights": sample_weights is not None,
+            "--weight-decay": weight_decay != 0, "--loss-scale": loss_scale is not None, "--decayed": bool(decayed),
             "--method": method is not How.auto, "--probes": n_probes != N_PROBES,
         }  # fmt: skip
-        _check_unset(of_training)
+        check_unset(of_training, NOT_OF_SKETCHES)
         sums = index_alone(index, None, options, model, data).denoising_sums()
         print_answer(sums.rows(), options, out, summary=sums.summary(), method="sketches")
         return
@@ -122,16 +127,6 @@ def _weights(source: str, samples: Samples, options: Options) -> Tensor:
             f"{missing[0]!r}: name every sample, or leave ids out, with weights in the order of the data."
         )
     return values.flatten()[[place[name] for name in samples.ids]]
-
-
-def _check_unset(options: Mapping[str, Any]) -> None:
-    """Raise where an option was passed that says nothing to sketches."""
-    for name, value in options.items():
-        if value is not None and value is not False and value != []:
-            raise InputError(
-                f"{name} says nothing to the sketches of --index: this asks them for denoising factors "
-                "alone. Leave it out. Or leave --index out."
-            )
 
 
 def _decaying(parameters: Iterable[str], patterns: list[str] | None) -> list[str] | None:

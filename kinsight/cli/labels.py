@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_alone, index_of, kernels_of
+from kinsight.cli.loading import asked, check_unset, index_alone, index_of, kernels_of
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
@@ -21,6 +21,7 @@ from kinsight.cli.options import (
     Similarity,
 )
 from kinsight.cli.printing import print_answer
+from kinsight.errors import InputError
 
 if TYPE_CHECKING:
     from kinsight.index import Index
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 POWER = 8.0
 """Exponent of votes, where none is asked for."""
+
+NOT_OF_PAIRS = (
+    "is of suspected labels, and --conflicts lists pairs of samples instead, for which it means nothing: leave one of "
+    "the two out."
+)
 
 
 class How(StrEnum):
@@ -78,10 +84,11 @@ def print_labels(
     """
     _check_networks(checkpoints, others, index)
     if conflicts is not None:
-        _check_of_conflicts({
+        of_suspects = {
             "--with": bool(checkpoints), "--with-index": bool(others), "--method": method is not How.leave_one_out,
             "--power": power != POWER, "--threshold": threshold is not None,
-        })  # fmt: skip
+        }  # fmt: skip
+        check_unset(of_suspects, NOT_OF_PAIRS)
     asker = _Asker(options, index_alone(index, normalization, options, model, data) if index is not None else None)
     asker.others = [index_of(folder, normalization) for folder in others or []]
     if asker.index is None:
@@ -100,8 +107,6 @@ def print_labels(
 
 def _check_networks(checkpoints: list[Path] | None, others: list[Path] | None, index: Path | None) -> None:
     """Raise where several networks are named in a way that is not that of the first."""
-    from kinsight.errors import InputError
-
     if checkpoints and index is not None:
         raise InputError(
             "--with is of a MODEL; an index has the weights that it was built with: name others with --with-index."
@@ -167,18 +172,6 @@ def _print_suspects(
     rows = (_with_names(row, class_names) for row in found.rows())
     print_answer(rows, options, out, columns=columns, summary=found.summary(), **facts)
     return found.n_contradicted
-
-
-def _check_of_conflicts(is_given: dict[str, bool]) -> None:
-    """Raise where options of suspects stand beside --conflicts."""
-    from kinsight.errors import InputError
-
-    for name, is_so in is_given.items():
-        if is_so:
-            raise InputError(
-                f"{name} is of suspected labels, and --conflicts lists pairs of samples instead, for which it means "
-                "nothing: leave one of the two out."
-            )
 
 
 def _print_conflicts(found: LabelConflicts, options: Options, out: Path | None) -> int:

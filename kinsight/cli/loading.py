@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -42,6 +42,21 @@ def kernels_of(model: str, checkpoints: Iterable[Path], options: Options) -> Ite
     """The kernels of one model with the weights of several checkpoints, by their paths, one at a time."""
     for path in checkpoints:
         yield str(path), kernel_of(model, replace(options, checkpoint=path))
+
+
+def check_unset(is_given: Mapping[str, bool], why: str) -> None:
+    """Raise where an option was passed that means nothing to what is asked.
+
+    Args:
+        is_given: by its name.
+        why: what follows the name.
+
+    Raises:
+        InputError: one was.
+    """
+    for name in is_given:
+        if is_given[name]:
+            raise InputError(f"{name} {why}")
 
 
 def check_different(checkpoints: Sequence[Path]) -> None:

@@ -160,8 +160,7 @@ def examine(
     All of it is exact; with an index, counts, suspects and fit are estimates, and neighbors are looked for there.
 
     Args:
-        kernel: the gradient kernel of the network.
-        data: whatever `Samples` takes.
+        kernel, data: of the network; whatever `Samples` takes.
         queries: samples whose neighbors are shown; some of the data, spread over its targets, where left out.
         n_queries, n_neighbors, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile: how many of each are
             shown, as `write_report` says; 0 leaves any out.
@@ -176,7 +175,8 @@ def examine(
         WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
     _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile)
-    right, asked = _as_truth(truth, samples := Samples.wrap(data)), _queries(samples, queries, n_queries)
+    samples = Samples.wrap(data)
+    right, asked = _as_truth(truth, samples), _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
     volatile = most_volatile(stability, kernel, samples, ask.normalization, n_volatile)
     painter = Painter(kernel, samples, _is_classification(samples), samples.class_names, right)
@@ -189,10 +189,10 @@ def examine(
     ask.check(shown)
     return Findings(
         title=title or f"What {type(kernel.model).__name__} finds alike", subject=_subject(kernel, painter, ask),
-        queries=() if asked is None else _portraits_of(asked, painter), neighbors=found,
-        counts=counts, lonely=lonely, crowded=crowded, suspects=suspects, suggestions=suggestions,
-        no_suspects=no_suspects, check=check, portraits=painter.portraits(shown), fit=fit, examples=examples,
-        no_fit=no_fit, noise=noise, noisy=noisy, no_noise=no_noise, stability=stability, volatile=volatile,
+        queries=() if asked is None else _portraits_of(asked, painter), neighbors=found, counts=counts, lonely=lonely,
+        crowded=crowded, suspects=suspects, suggestions=suggestions, no_suspects=no_suspects, check=check,
+        portraits=painter.portraits(shown), fit=fit, examples=examples, no_fit=no_fit, noise=noise, noisy=noisy,
+        no_noise=no_noise, stability=stability, volatile=volatile,
     )  # fmt: skip
 
 
