@@ -81,14 +81,12 @@ class Parts:
         batch: all samples.
         normalization: what makes them unit gradients.
         trained: the parameters that are moved; none: nothing has a graph.
-        is_multiplied: whether gradients are multiplied out once, for many inner products.
     """
 
     kernel: GradientKernel
     batch: Batch
     normalization: Normalization
     trained: list[nn.Parameter]
-    is_multiplied: bool
     kept: dict[int, UnitRows] = field(default_factory=dict)
     only: BatchGradients | None = None
     n_bytes: int = 0
@@ -119,7 +117,7 @@ class Parts:
             gradients = without_graph(self.graphed(0))
         else:
             gradients = self._made(number, is_differentiable=False)
-        gradients = gradients.compact(is_eager=True) if self.is_multiplied else gradients
+        gradients = gradients.compact(is_eager=True)  # once, for many inner products
         found = UnitRows.of(gradients, self.normalization, self.kernel.precision, is_followed=bool(self.trained))
         if self.n_bytes + gradients.n_bytes <= self.kernel.max_bytes or self.is_whole:
             self.kept[number] = found
@@ -167,7 +165,7 @@ def enforce(
     if by_groups:
         _from_groups(found, kernel, batch, pairing, normalization, trained)
         return found
-    parts = Parts(kernel, batch, normalization, trained, is_multiplied=True)
+    parts = Parts(kernel, batch, normalization, trained)
     is_defined = torch.cat([parts.fixed(number).is_defined for number in range(len(parts.places))])
     found.undefined = (~is_defined).nonzero().flatten().tolist()
     pairing = pairing.without(~is_defined)
@@ -281,12 +279,12 @@ class OfGroups(Term):
         self.totals, self.runs, self.of_own = totals, runs, of_own
         self.scale = weight * rows.scale.detach()
         self.mixing = None if rows.mixing is None else rows.mixing.detach()
+        self.rows = rows.gradients
 
     def slopes(self, name: str, gradients: Product, which: slice) -> Tensor | None:
-        fixed = gradients.compact(is_eager=True)
-        if not isinstance(fixed, Built):
+        values, own = self._multiplied_out(name, gradients, which), self.of_own[which]
+        if values is None:
             return None
-        values, own = fixed.values, self.of_own[which]
         ones = (-1, *(1,) * (values.dim() - 1))
         if self.mixing is None:  # normalization sees the trace alone
             values *= 2 * own[:, 0, 0].to(values).reshape(ones)
@@ -295,11 +293,20 @@ class OfGroups(Term):
         for group, rows, here in self._within(which):
             total = self.totals[group][name].to(values)
             if self.mixing is None:
-                values[here] += self.scale[rows].to(values).reshape(ones) * total
+                values[here].addcmul_(self.scale[rows].to(values).reshape(ones), total)
             else:
                 back = (self.scale[rows, None, None] * self.mixing[rows]).transpose(1, 2)
                 values[here] += mixed(back, total.expand(len(back), *total.shape))
         return values
+
+    def _multiplied_out(self, name: str, gradients: Product, which: slice) -> Tensor | None:
+        """Gradients of some samples, to be written into: nobody looks at the rows again. None: factors stay factors."""
+        known = self.rows.by_parameter[name] if self.mixing is None else gradients  # those of the rows are mixed
+        found = known.rows(which.start, which.stop).compact(is_eager=True)
+        return found.values if isinstance(found, Built) else None
+
+    def let_go(self, name: str) -> None:
+        self.rows.let_go(name)
 
     def share(self, name: str, gradients: Gradients, which: slice) -> Tensor:
         found = _of_lengths(gradients.compact(is_eager=True), self.of_own[which])
@@ -344,7 +351,7 @@ def _from_groups(
     for bundle in _bundles(kernel, batch, pairing.groups[order]):
         places = order[bundle]
         some = Pairing(len(places), pairing.groups[places])
-        parts = Parts(kernel, batch[places.tolist()], normalization, trained, is_multiplied=False)
+        parts = Parts(kernel, batch[places.tolist()], normalization, trained)
         totals = _totals(parts, some)
         is_defined = torch.cat([parts.fixed(number).is_defined for number in range(len(parts.places))])
         found.undefined += places[~is_defined].tolist()
