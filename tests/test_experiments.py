@@ -18,8 +18,9 @@ from experiments.label_errors import __main__ as label_errors
 from experiments.label_errors.planted import planted
 from experiments.label_errors.settings import Setting
 from experiments.label_errors.training import Trained, trained
-from experiments.mnist import one_pair, section
+from experiments.mnist import one_pair, paired, section
 from experiments.mnist.arms import ARMS, OwnClass, Source, network
+from experiments.mnist.converged import converged
 from experiments.mnist.images import Images, few
 from experiments.mnist.images import moved as shifted
 
@@ -238,12 +239,14 @@ def test_a_class_against_the_mean_of_the_others() -> None:
 
 def test_arms_are_compared_seed_by_seed() -> None:
     theirs = {"0": 0.1, "1": 0.2, "10": 0.9, "2": 0.3}
-    assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.4}, theirs) == tables.difference([0.2, 0.3, 0.4], [0.1, 0.2, 0.3])
-    assert section._ahead({"0": 0.2, "1": 0.3, "2": 0.5}, theirs).startswith("+0.1333")
+    assert paired.ahead({"0": 0.2, "1": 0.3, "2": 0.4}, theirs) == tables.difference([0.2, 0.3, 0.4], [0.1, 0.2, 0.3])
+    assert paired.ahead({"0": 0.2, "1": 0.3, "2": 0.5}, theirs).startswith("+0.1333")
 
 
 def test_which_arms_help_is_said_as_far_as_intervals_say() -> None:
-    told = section._does_it_help({"a": [0.1, 0.11, 0.12], "b": [-0.1, -0.11, -0.12], "c": [0.1, -0.1, 0.0], "d": [0.3]})
+    told = paired.does_it_help(
+        "Area", {"a": [0.1, 0.11, 0.12], "b": [-0.1, -0.11, -0.12], "c": [0.1, -0.1, 0.0], "d": [0.3]}
+    )
     assert told.endswith("More: a. Less: b. No difference shown in: c; d.")
     tuned = {
         arm: {"seeds": {"0": {"areas": {f"{weight:g}": sign * weight for weight in one_pair.WEIGHTS}}}}
@@ -254,6 +257,33 @@ def test_which_arms_help_is_said_as_far_as_intervals_say() -> None:
         "The weight that is best for features, 1, is the largest that was tried.",
     ]
     assert "features" in next(section._missing({"baseline": {}, "similarity": {}}, tuned))
+
+
+def test_arms_that_were_trained_to_the_end_are_told_of() -> None:
+    def record(*last: float, rate: float = 0.003, weight: float = 0.1) -> dict[str, Any]:
+        machine = {"processor": "cpu", "threads": 1, "torch": "2"}
+        runs = {
+            str(seed): {"commit": "a", "rate": rate, "weight": weight, "accuracies": [0.1, each - 0.01, each]}
+            for seed, each in enumerate(last)
+        }
+        return {"command": "python -m e", "machine": machine, "seeds": runs}
+
+    tuning = {"seeds": {"1000": {"accuracies": {"0.001 0.03": 0.1, "0.003 0.1": 0.3, "0.003 0.3": 0.2}}}}
+    records = {
+        "digits-baseline": record(0.98, 0.981, 0.982, weight=0.0), "digits-similarity": record(0.97, 0.9711, 0.9719),
+        "digits-augmentation-pairs": record(0.983, 0.983, 0.984), "digits-pi-model": record(0.983, 0.9841, 0.985),
+        "digits-tuning-similarity": tuning,
+    }  # fmt: skip
+    head, rows, told, missing, _ = converged("digits", records)
+    assert "2,400 steps" in " ".join(head.split())
+    assert "with 2 seeds of its own" in " ".join(head.split())
+    assert "| similarity | 0.003 | 0.1 | 3 | 96.10 ± 0.24 % | 97.10 ± 0.24 % | **-0.0100 ± 0.0002** |" in rows
+    assert told == (
+        "Accuracy, beside the baseline. More: augmentation-pairs; pi-model. Less: similarity. augmentation-pairs "
+        "beside pi-model: -0.0007 ± 0.0015. Best at the largest rate that was tried: similarity (0.003)."
+    )
+    assert missing == "Yet to be run: released-sign, features, gradient-norm, random-pairs."
+    assert list(converged("digits", {"digits-similarity": record(0.5)})) == []
 
 
 def test_marks_of_seeds_that_are_missing_are_so_far() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -25,10 +24,8 @@ import torch
 from experiments.mnist import one_pair
 from experiments.mnist.arms import ARMS
 from experiments.mnist.images import digits
-from experiments.mnist.training import STUDIES, trained, tuned
+from experiments.mnist.training import STUDIES, best_setting, trained, tuned
 from experiments.records import FOLDER, run_seeds
-
-N_TUNING_SEEDS = 2
 
 
 def tune_one_pair(arm: str) -> None:
@@ -64,7 +61,7 @@ def chosen_weight(arm: str) -> float:
 def tune(name: str, arm: str) -> None:
     """The last accuracy at every rate and weight."""
     study = STUDIES[name]
-    seeds = range(1_000, 1_000 + N_TUNING_SEEDS)
+    seeds = range(1_000, 1_000 + study.n_tuning_seeds)
     _run(f"{name}-tuning", arm, seeds, lambda seed: {"accuracies": tuned(study, arm, seed)})
 
 
@@ -81,11 +78,8 @@ def run(name: str, arm: str) -> None:
 
 
 def chosen(name: str, arm: str) -> tuple[float, float]:
-    """The rate and the weight with the largest mean accuracy on images to tune on."""
-    accuracies = [seed["accuracies"] for seed in _tuning(f"{name}-tuning", arm)]
-    best = max(accuracies[0], key=lambda setting: statistics.fmean(each[setting] for each in accuracies))
-    rate, weight = map(float, best.split())
-    return rate, weight
+    """The rate and the weight that are best on images to tune on."""
+    return best_setting([seed["accuracies"] for seed in _tuning(f"{name}-tuning", arm)])
 
 
 def _tuning(study: str, arm: str) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ from math import isnan
 from pathlib import Path
 
 from experiments.figures import Axes, Curve, figure
-from experiments.mnist.arms import ARMS
+from experiments.mnist.converged import converged
 from experiments.mnist.one_pair import NAMES, STEPS, WEIGHTS, area, best_weight, steps_to
+from experiments.mnist.paired import ahead, does_it_help, off, percent, seeds_of
 from experiments.mnist.training import STUDIES
-from experiments.tables import Record, difference, half_interval, mean, provenance, table
+from experiments.tables import Record, half_interval, mean, provenance, table
 
 FIGURE = Path(__file__).parent.parent.parent / "docs" / "one_pair.svg"
 
@@ -32,13 +33,6 @@ weight with the largest area under the curve for similarity on 2,500 further ima
 with another weight that is best for themselves once more, at that. Steps to a level: the mean of the seeds that reach
 it, and how many do. Differences are bold where 0 is not in their interval."""
 
-OF_STUDY = """### {name}
-
-{n} images with known classes, batches of 64 moved by up to 2 pixels and 10 degrees in every arm, {n_steps:,} steps of
-Adam whose rate falls to 0; what is added looks at 16 images of each batch, or at 16 others of all images for the last
-two. Rate and weight of each arm are those of the largest mean accuracy in runs of {n_tuning:,} steps on images to tune
-on."""
-
 SHOWN, LEVELS = (20, 40, 149, 513), (0.5, 0.7, 0.9)
 
 
@@ -54,14 +48,8 @@ def section(records: Sequence[Record]) -> Iterator[str]:
         kind = "one-pair-tuning-"
         tuned = {name.removeprefix(kind): record for name, record in every.items() if name.startswith(kind)}
         yield from _one_pair(one_pair, tuned)
-    for name, study in STUDIES.items():
-        arms = {arm: by_setting[f"{name}-{arm}"] for arm in ARMS if f"{name}-{arm}" in by_setting}
-        if "baseline" in arms:
-            yield OF_STUDY.format(
-                name=name, n="All" if study.n_labels is None else f"{study.n_labels:,}", n_steps=study.n_steps,
-                n_tuning=study.n_tuning_steps,
-            )  # fmt: skip
-            yield from _converged(arms)
+    for name in STUDIES:
+        yield from converged(name, every)
 
 
 def figures(records: Sequence[Record]) -> Iterator[tuple[Path, str]]:
@@ -82,7 +70,7 @@ def _of_one_pair(by_setting: Mapping[str, Record]) -> dict[str, Record]:
 
 
 def _curves(arms: Mapping[str, Record]) -> dict[str, list[list[float]]]:
-    return {arm: [seed["accuracies"] for seed in _seeds(record)] for arm, record in arms.items()}
+    return {arm: [seed["accuracies"] for seed in seeds_of(record)] for arm, record in arms.items()}
 
 
 def _one_pair(arms: dict[str, Record], tuned: Mapping[str, Record]) -> Iterator[str]:
@@ -96,36 +84,28 @@ def _one_pair(arms: dict[str, Record], tuned: Mapping[str, Record]) -> Iterator[
         reached = [[steps_to(level, curve) for curve in found] for level in LEVELS]
         rows.append(
             [
-                arm, "–" if arm == "baseline" else f"{_seeds(arms[arm])[0]['weight']:g}",
+                arm, "–" if arm == "baseline" else f"{seeds_of(arms[arm])[0]['weight']:g}",
                 str(len(found)),
-                *(_percent([curve[STEPS.index(step)] for curve in found]) for step in SHOWN),
-                mean(list(areas[arm].values())), "" if arm == "baseline" else _ahead(areas[arm], areas["baseline"]),
+                *(percent([curve[STEPS.index(step)] for curve in found]) for step in SHOWN),
+                mean(list(areas[arm].values())), "" if arm == "baseline" else ahead(areas[arm], areas["baseline"]),
                 *(_reached(steps) for steps in reached),
             ]
         )  # fmt: skip
     heading = ["arm", "weight", "seeds", *(f"step {step}" for step in SHOWN), "area", "more area than the baseline"]
     yield table([*heading, *(f"steps to {level:.0%}" for level in LEVELS)], rows)
-    yield _does_it_help({arm: _off(found, areas["baseline"]) for arm, found in areas.items() if arm != "baseline"})
+    yield does_it_help(
+        "Area under the curve",
+        {arm: off(found, areas["baseline"]) for arm, found in areas.items() if arm != "baseline"},
+    )
     yield " ".join([*_at_the_edge(tuned), *_missing(arms, tuned)])
     yield f"![Accuracy over steps, one curve an arm]({FIGURE.name})"
     yield "\n".join(f"- {arm}: {provenance(record)}" for arm, record in arms.items())
 
 
-def _does_it_help(off: Mapping[str, Sequence[float]]) -> str:
-    """Which arms have more area under the curve than the baseline, and which less, as far as intervals say."""
-    sides: dict[str, list[str]] = {"More": [], "Less": [], "No difference shown in": []}
-    for arm, each in off.items():
-        is_shown = len(each) > 1 and abs(statistics.fmean(each)) > half_interval(each)
-        side = "No difference shown in" if not is_shown else "More" if statistics.fmean(each) > 0 else "Less"
-        sides[side].append(arm)
-    found = [f"{side}: {'; '.join(arms)}." for side, arms in sides.items() if arms]
-    return f"Area under the curve, beside the baseline. {' '.join(found)}"
-
-
 def _at_the_edge(tuned: Mapping[str, Record]) -> Iterator[str]:
     """Which weights are best of those tried because no larger, or smaller, one was."""
     for arm, record in tuned.items():
-        best = best_weight([seed["areas"] for seed in _seeds(record)])
+        best = best_weight([seed["areas"] for seed in seeds_of(record)])
         if best in (WEIGHTS[0], WEIGHTS[-1]):
             end = "smallest" if best == WEIGHTS[0] else "largest"
             yield f"The weight that is best for {arm}, {best:g}, is the {end} that was tried."
@@ -153,40 +133,6 @@ def _figure(curves: dict[str, list[list[float]]]) -> str:
     seeds = f"{most}" if fewest == most else f"{fewest} to {most}"
     note = f"Means of {seeds} seeds; bands are their 95 % intervals."
     return figure("One pair a step: accuracy on 2,500 digits", note, STEPS, shown, Axes(STEPS[-1], 0.0, 1.0))
-
-
-def _converged(arms: dict[str, Record]) -> Iterator[str]:
-    last = {
-        arm: {name: seed["accuracies"][-1] for name, seed in record["seeds"].items()} for arm, record in arms.items()
-    }
-    rows = []
-    for arm, found in last.items():
-        first = _seeds(arms[arm])[0]
-        better = "" if arm == "baseline" else _ahead(found, last["baseline"])
-        rows.append([arm, f"{first['rate']:g}", f"{first['weight']:g}", _percent(list(found.values())), better])
-    yield table(["arm", "rate", "weight", "accuracy", "more than the baseline"], rows)
-    yield "\n".join(f"- {arm}: {provenance(record)}" for arm, record in arms.items())
-
-
-def _seeds(record: Record) -> list[Record]:
-    return list(record["seeds"].values())
-
-
-def _off(ours: Mapping[str, float], theirs: Mapping[str, float]) -> list[float]:
-    """Differences, paired by seed."""
-    return [ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs))]
-
-
-def _ahead(ours: Mapping[str, float], theirs: Mapping[str, float]) -> str:
-    """Their mean, with its interval."""
-    off = _off(ours, theirs)
-    return difference(off, [0.0] * len(off))
-
-
-def _percent(values: Sequence[float]) -> str:
-    """A mean of shares, with half of its interval, in percent."""
-    half = f" ± {100 * half_interval(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.2f}{half} %"
 
 
 def _reached(steps: Sequence[float]) -> str:

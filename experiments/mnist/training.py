@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,8 @@ from experiments.mnist.arms import ARMS, Source, network
 from experiments.mnist.images import Images, Split, clothes, digits, few, moved
 from experiments.mnist.one_pair import accuracy
 
-BATCH, N_SEEN = 64, 16
-"""Images in a step, and how many of them what is added looks at: all arms alike."""
+N_SEEN = 16
+"""Images of a step that what is added looks at: all arms alike."""
 
 RATES = (1e-3, 3e-3)
 WEIGHTS = {"pi-model": (1.0, 10.0, 100.0), "gradient-norm": (0.01, 0.03, 0.1)}
@@ -33,22 +34,26 @@ class Study:
         split: reads the images.
         n_steps: of training.
         n_tuning_steps: of the runs that learning rates and weights are chosen by.
-        n_seeds: that are reported; each with one seed of its own for tuning.
+        n_seeds: that are reported.
+        n_tuning_seeds: others, that learning rates and weights are chosen by.
+        batch: images in a step.
         n_labels: images whose class is known; None: all.
     """
 
     split: Callable[[], Split]
     n_steps: int
     n_tuning_steps: int
-    n_seeds: int
+    n_seeds: int = 5
+    n_tuning_seeds: int = 2
+    batch: int = 64
     n_labels: int | None = None
 
 
 STUDIES = {
-    "digits": Study(functools.cache(digits), 2_400, 800, 5),
-    "digits-1000": Study(functools.cache(digits), 1_200, 600, 5, n_labels=1_000),
-    "digits-100": Study(functools.cache(digits), 800, 400, 5, n_labels=100),
-    "clothes": Study(functools.cache(clothes), 8_600, 860, 3),
+    "digits": Study(functools.cache(digits), 2_400, 800),
+    "digits-1000": Study(functools.cache(digits), 1_200, 600, n_labels=1_000),
+    "digits-100": Study(functools.cache(digits), 800, 400, n_labels=100),
+    "clothes": Study(functools.cache(clothes), 4_300, 430, n_seeds=3, n_tuning_seeds=1, batch=128),
 }
 
 
@@ -74,9 +79,9 @@ def trained(study: Study, arm: str, rate: float, weight: float, seed: int, n_ste
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     accuracies, order = [], torch.empty(0, dtype=torch.long)
     for step in range(1, n_steps + 1):
-        if len(order) < BATCH:
+        if len(order) < study.batch:
             order = torch.cat([order, torch.randperm(len(known), generator=chosen)])
-        batch, order = known[order[:BATCH]], order[BATCH:]
+        batch, order = known[order[: study.batch]], order[study.batch :]
         x = moved(batch.x, shown)
         optimizer.zero_grad()
         (F.cross_entropy(model(x), batch.y) + added(x[:N_SEEN], batch.y[:N_SEEN])).backward()
@@ -87,13 +92,23 @@ def trained(study: Study, arm: str, rate: float, weight: float, seed: int, n_ste
     return accuracies
 
 
+def settings(arm: str) -> list[tuple[float, float]]:
+    """Learning rates and weights that are tried."""
+    weights = (0.0,) if arm == "baseline" else WEIGHTS.get(arm, USUAL_WEIGHTS)
+    return [(rate, weight) for rate in RATES for weight in weights]
+
+
 def tuned(study: Study, arm: str, seed: int) -> dict[str, float]:
     """The last accuracy on images to tune on, by learning rate and weight."""
-    weights = (0.0,) if arm == "baseline" else WEIGHTS.get(arm, USUAL_WEIGHTS)
+    held, n_steps = study.split().validation, study.n_tuning_steps
     return {
-        f"{rate:g} {weight:g}": trained(study, arm, rate, weight, seed, study.n_tuning_steps, study.split().validation)[
-            -1
-        ]
-        for rate in RATES
-        for weight in weights
+        f"{rate:g} {weight:g}": trained(study, arm, rate, weight, seed, n_steps, held)[-1]
+        for rate, weight in settings(arm)
     }
+
+
+def best_setting(accuracies: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """The rate and the weight with the largest mean of what `tuned` found of some seeds."""
+    best = max(accuracies[0], key=lambda setting: statistics.fmean(each[setting] for each in accuracies))
+    rate, weight = map(float, best.split())
+    return rate, weight
