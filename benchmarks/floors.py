@@ -96,7 +96,8 @@ def contraction(
     sizes: list[tuple[int, int, int]] = []
 
     def note(module: nn.Module, inputs: Any, returned: Any) -> None:
-        weights = [p for name, p in module.named_parameters(recurse=False) if name.endswith("weight") and p.dim() > 1]
+        own = module.named_parameters(recurse=False)
+        weights: list[Tensor] = [p for name, p in own if name.endswith("weight") and p.dim() > 1]
         if isinstance(module, nn.MultiheadAttention):  # it reads its last layer's weight without calling it
             weights.append(module.out_proj.weight)
         output = returned[0] if isinstance(returned, tuple) else returned

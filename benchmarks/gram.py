@@ -38,7 +38,7 @@ def times_floor(name: str, n: int, n_runs: int, device: torch.device = CPU) -> f
     """kinsight over its floor, one output, and nothing else timed."""
     model, x = jobs.inputs(name, n, device)
     kernel = jobs.kernel_of(model)
-    ways = {KINSIGHT: partial(kernel, x), jobs.PASSES: floors.passes(model, [x])}
+    ways: dict[str, Callable[[], object]] = {KINSIGHT: partial(kernel, x), jobs.PASSES: floors.passes(model, [x])}
     timings = interleaved(ways, n_runs=n_runs, device=device)
     return timings[KINSIGHT].median / floor_of(model, x, timings)
 

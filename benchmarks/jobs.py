@@ -79,7 +79,7 @@ def chosen(given: argparse.Namespace, known: Collection[str]) -> list[str]:
 
 def scaled(n: int, given: argparse.Namespace) -> int:
     """The number of samples, times --scale."""
-    return max(2, round(n * given.scale))
+    return max(2, round(n * float(given.scale)))
 
 
 def inputs(name: str, n: int, device: torch.device) -> tuple[nn.Module, Tensor]:

@@ -10,6 +10,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def steps(name: str, n: int, n_outputs: int, device: torch.device) -> dict[str, 
     model, x = jobs.inputs(name, n, device)
     groups = torch.zeros(n, dtype=torch.long)
 
-    def loss(route: str) -> Callable[[], Tensor]:
+    def loss(route: Literal["pairs", "groups"]) -> Callable[[], Tensor]:
         made = SimilarityLoss(model, jobs.first_logit if n_outputs == 1 else "logits", route=route)
         return partial(made, x, groups=groups)
 

@@ -355,7 +355,11 @@ class OutOfPlace(TorchFunctionMode):
     """F.relu that keeps its input: what a module with a full backward hook returns must not be changed in place."""
 
     def __torch_function__(
-        self, func: Callable[..., object], types: Iterable[type], args: tuple = (), kwargs: dict | None = None
+        self,
+        func: Callable[..., object],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> object:
         """Call the function, F.relu with inplace=False."""
         return func(*args, **(kwargs or {}) | ({"inplace": False} if func is F.relu else {}))
@@ -369,7 +373,7 @@ class Whole(TensorDataset):
         return [tensor[indices] for tensor in self.tensors]
 
 
-def _loader(x: Tensor) -> DataLoader:
+def _loader(x: Tensor) -> DataLoader[Any]:
     return DataLoader(Whole(x), batch_size=len(x), collate_fn=_as_it_is)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
+
+from kinsight.gradients.contractions import total_of
 
 CHUNK = 32
 """Gradients that are built at a time where they are not kept: measured faster than 8 and than 128 for the lenet."""
@@ -32,7 +35,7 @@ def per_sample_gradients(
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def one(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        found = functional_call(model, values, (sample.unsqueeze(0),))[0]
+        found: Tensor = functional_call(model, values, (sample.unsqueeze(0),))[0]
         return found[0] if n_outputs == 1 else found[:n_outputs]
 
     derivative = vmap(grad(one) if n_outputs == 1 else jacrev(one), (None, 0), chunk_size=chunk)
@@ -90,7 +93,7 @@ def soft_count_by_torch_func(model: nn.Module, x: Tensor, n_outputs: int = 1, *,
             total[name] = total[name] + summed if name in total else summed
     for part, mixing in zip(x.split(chunk), mixings, strict=True):
         gradients = _by_output(gradients_of(part), n_outputs)
-        dots = sum((each @ total[name].to(each.dtype).T).double() for name, each in gradients.items())
+        dots = total_of([(each @ total[name].to(each.dtype).T).double() for name, each in gradients.items()])
         values.append((mixing * dots.transpose(1, 2)).sum(dim=(1, 2)))
     return torch.cat(values)
 
@@ -135,4 +138,5 @@ def _whitening(gradients: dict[str, Tensor]) -> Tensor:
     """K(x, x)^-1/2 / sqrt(c), for gradients of full rank. [n c c]."""
     own = torch.stack([(each @ each.transpose(1, 2)).double() for each in gradients.values()]).sum(dim=0)
     values, vectors = torch.linalg.eigh(own)
-    return (vectors * values.rsqrt().unsqueeze(1)) @ vectors.transpose(1, 2) / own.shape[1] ** 0.5
+    roots: Tensor = (vectors * values.rsqrt().unsqueeze(1)) @ vectors.transpose(1, 2)
+    return roots / math.sqrt(own.shape[1])

@@ -54,10 +54,13 @@ def trained(samples: Samples, n_steps: int = 1500) -> nn.Module:
     model = convnet()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     batch = samples.take(range(len(samples)))
+    inputs, targets = batch.inputs, batch.targets
+    assert isinstance(inputs, Tensor)
+    assert targets is not None
     for _ in range(n_steps):
         rows = torch.randint(len(samples), (64,))
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(batch.inputs[rows]), batch.targets[rows]).backward()
+        nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
         optimizer.step()
     return model.eval()
 
@@ -139,6 +142,7 @@ def measure_million(n: int, given: argparse.Namespace, folder: Path) -> None:
     """Single queries among n sketches."""
     data, held_out = images("fashion-mnist")
     inputs = data.take(range(len(data))).inputs
+    assert isinstance(inputs, Tensor)
     model = trained(data)
     kernel = GradientKernel(model, own_class, max_bytes=jobs.MAX_BYTES)
     many = Samples(Moved(inputs, n))

@@ -37,7 +37,10 @@ def epochs(name: str, n: int, n_runs: int, device: torch.device = CPU) -> float:
     model, x = jobs.inputs(name, n, device)
     kernel = jobs.kernel_of(model)
     batches = x.split(kernel.block_size(Samples(x)))
-    ways = {KINSIGHT: partial(counts, kernel, x), jobs.PLAIN: floors.plain(model, batches)}
+    ways: dict[str, Callable[[], object]] = {
+        KINSIGHT: partial(counts, kernel, x),
+        jobs.PLAIN: floors.plain(model, batches),
+    }
     timings = interleaved(ways, n_runs=n_runs, device=device)
     return timings[KINSIGHT].median / timings[jobs.PLAIN].median
 

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 FOLDER = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 @dataclass
@@ -82,7 +83,7 @@ def interleaved(
     return timings
 
 
-def timed(way: Callable[[], object], device: torch.device = CPU) -> tuple[float, object]:
+def timed(way: Callable[[], T], device: torch.device = CPU) -> tuple[float, T]:
     """Seconds that one run takes, and what it returns."""
     if device.type != "cuda":
         start = time.perf_counter()

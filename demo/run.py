@@ -59,11 +59,14 @@ def load_digits(n: int) -> Digits:
     order = torch.randperm(len(samples), generator=generator)[:n].tolist()
     batch = samples.take(order)
     n_training = n * 4 // 5
-    truth = batch.targets[:n_training]
+    images, digits = batch.inputs, batch.targets
+    assert isinstance(images, Tensor)
+    assert digits is not None
+    truth = digits[:n_training]
     labels = truth.clone()
     wrong = torch.randperm(n_training, generator=generator)[: max(1, round(WRONG_SHARE * n_training))]
     labels[wrong] = (labels[wrong] + torch.randint(1, 10, (len(wrong),), generator=generator)) % 10
-    return Digits(batch.inputs[:n_training], truth, labels, batch.inputs[n_training:], batch.targets[n_training:])
+    return Digits(images[:n_training], truth, labels, images[n_training:], digits[n_training:])
 
 
 def train(digits: Digits, n_epochs: int) -> ConvNet:

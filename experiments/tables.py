@@ -22,7 +22,7 @@ def mean(values: Sequence[float], digits: int = 4) -> str:
 
 def half_interval(values: Sequence[float]) -> float:
     """Half of the 95 % interval of a mean."""
-    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return float(student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5)
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], digits: int = 4) -> str:

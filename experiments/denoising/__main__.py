@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def main() -> None:
         if setting not in SETTINGS:
             raise SystemExit(f"setting {setting!r} is unknown: there are {', '.join(SETTINGS)}")
         command = f"python -m experiments.denoising {setting}"
-        run_seeds("denoising", setting, [0], command, lambda seed, s=setting: run(s, seed))
+        run_seeds("denoising", setting, [0], command, partial(run, setting))
 
 
 if __name__ == "__main__":

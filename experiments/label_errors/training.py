@@ -72,7 +72,7 @@ class _Training:
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.model = convnet().to(memory_format=torch.channels_last)  # its convolutions are faster so
+        self.model = convnet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its convolutions are faster so
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-3)
         self.epoch, self.accuracy, self.seconds = 0, 0.0, 0.0
         self.kept: list[dict[str, Tensor]] = []

@@ -64,7 +64,7 @@ def ways(data: Planted, networks: list[nn.Module], indexes: Path | None) -> Iter
     yield tuple(f"cleanlab, {method.replace('_', ' ')}" for method in CLEANLAB), partial(_cleanlab, data)
     yield one(
         "penultimate features, our regression, four checkpoints",
-        lambda data: _regressed([PenultimateCosine(network).vectors(data) for network in networks], data.targets),
+        lambda each: _regressed([PenultimateCosine(network).vectors(each) for network in networks], data.given),
     )
     yield one("pixels, our regression", lambda _: _regressed([data.inputs.flatten(1)], data.given))
 
@@ -97,9 +97,13 @@ def _regressed(features: list[Tensor], given: Tensor) -> Tensor:
     ballots = Ballots.of(given)
     labels = ballots.part(slice(0, len(given)))
     units = [normalize(each.float(), dim=1) for each in features]
-    verdicts = [by_features(lambda each=each: iter([(0, each)]), labels).values for each in units]
+    verdicts = [by_features(partial(_in_one_part, each), labels).values for each in units]
     found = calibrated(torch.stack(verdicts).mean(dim=0), ballots.values).values
     return 1 - found.gather(1, ballots.values[:, None])[:, 0]
+
+
+def _in_one_part(features: Tensor) -> Iterator[tuple[int, Tensor]]:
+    yield 0, features
 
 
 def _doubted(data: Planted, networks: list[nn.Module]) -> Tensor:

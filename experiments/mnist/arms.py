@@ -126,7 +126,8 @@ def pi_model(model: nn.Sequential, weight: float, source: Source) -> Added:
     def loss(x: Tensor, y: Tensor) -> Tensor:
         images = source.draw(len(y))
         first, second = (model(source.view(images)).softmax(dim=1) for _ in range(2))
-        return weight * (first - second).square().mean()
+        apart: Tensor = (first - second).square().mean()
+        return weight * apart
 
     return loss
 

@@ -70,7 +70,7 @@ def trained(study: Study, arm: str, rate: float, weight: float, seed: int, n_ste
         held: images to test with.
     """
     torch.manual_seed(seed)
-    model = network().to(memory_format=torch.channels_last)  # its convolutions are faster so
+    model = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its convolutions are faster so
     chosen, shown, drawn, viewed = (torch.Generator().manual_seed(4 * seed + place) for place in range(4))
     everything = study.split().train
     known = everything if study.n_labels is None else few(everything, study.n_labels, seed)

@@ -60,11 +60,11 @@ def calibrated(evidence: Tensor, labels: Tensor) -> Calibrated:
         optimizer.zero_grad()
         q = _probabilities(few, logarithms[0].exp(), MOST_NOISE * logarithms[1].sigmoid())
         loss = -q.gather(1, own[:, None]).clamp(min=LEAST).log().mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     with torch.enable_grad():
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        optimizer.step(closure)
     sharpness, noise = logarithms.detach()[0].exp(), MOST_NOISE * logarithms.detach()[1].sigmoid()
     return Calibrated(_probabilities(evidence, sharpness, noise), float(sharpness), float(noise))
 

@@ -287,7 +287,7 @@ def _denoising_factors(gram: Tensor) -> Tensor:
 @contextlib.contextmanager
 def same_random_numbers() -> Iterator[None]:
     """The random states of torch, numpy and Python are put back, whatever draws from them meanwhile."""
-    has_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    has_cuda = torch.cuda.is_initialized()
     devices = range(torch.cuda.device_count()) if has_cuda else ()
     of_python, of_numpy = random.getstate(), np.random.get_state()
     try:
