@@ -128,6 +128,8 @@ MARKS: dict[str, dict[str, float]] = {
     "linear-mlp-soft_count-n60000": _LINEAR,
     "linear-mlp-signed_support-n60000": _LINEAR,
     "linear-mlp-fit_map-n60000": _LINEAR,
+    "linear-mlp-denoising_sums-n60000": _LINEAR,
+    "linear-mlp-label_suspects-n60000": _LINEAR,
     "linear-lenet-averages-n60000": _LINEAR,
     "loss-lenet-n64-c1": _LOSS,
     "plan-mlp-gram-n1024": _PLAN,
@@ -203,10 +205,12 @@ next to a scan of all sketches, and to approximate search with the true similari
         "Linear time",
         """\
 Around all n samples, one output: means of labels, their variance, shift and residual (`averages`); soft counts; sums of
-influences with their signs (`signed_support`); the map of over- and underfit by similarities to the power 1. The slope
-is that of the logarithm of time over that of the number of samples, from a sixtieth of n to n. Gradients that there is
-room for are kept from the first pass to the second: of few samples all are, of many few, so that many can take
-longer each, by a factor that does not grow.""",
+influences with their signs (`signed_support`); the map of over- and underfit by similarities to the power 1; and of an
+index of sketches of 1,024 numbers, what denoising factors are made of, and suspected labels, which takes some time
+whatever n is. The slope is that of the logarithm of time over that of the number of samples, from a sixtieth of n to n;
+that of epochs of training, in the same run, says what the machine adds. Gradients that there is room for are kept from
+the first pass to the second: of few samples all are, of many few, so that many can take longer each, by a factor that
+does not grow.""",
     ),
     "loss": (
         "Losses on similarity",
@@ -288,6 +292,7 @@ def job_row(record: Record) -> dict[str, str]:
         "error": fact("error", "{:.1e}".format) if "error" in record else NONE if error is None else f"{error:.0e}",
         "error of full": fact("error_of_full", "{:.1e}".format),
         "slope": fact("slope", "{:.3f}".format),
+        "slope of epochs": fact("slope_of_epochs", "{:.3f}".format),
         "true neighbors found": fact("recall", percent),
         "by sketches alone": fact("recall_of_sketches", percent),
     }
