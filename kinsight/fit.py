@@ -11,7 +11,7 @@ and ambiguous, where a crowded sample is not fitted and its neighbors' labels di
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
@@ -280,7 +280,7 @@ class Around:
         """From similarities of all pairs, to a power."""
         centered = labels.values - labels.center
         ballots = torch.cat([centered, centered.square().sum(dim=1, keepdim=True)], dim=1)
-        votes, counts = votes_of(pairs, Ballots.of(ballots), power, progress=progress)
+        votes, counts = votes_of(pairs, Ballots(ballots, "regression", None, ballots), power, progress=progress)
         counts = counts.masked_fill(counts == 0, torch.nan)
         shares = votes / counts[:, None]
         variances = shares[:, -1] - shares[:, :-1].square().sum(dim=1)
@@ -290,16 +290,19 @@ class Around:
 def groups_of(
     groups: Sequence[Any] | Tensor | np.ndarray | None, targets: Tensor, labels: Labels, names: Sequence[str] | None
 ) -> tuple[Any, ...] | None:
-    """The groups given, or classes by name; None where labels are values.
+    """The groups given, those that are nan as None, or classes by name; None where labels are values.
 
     Raises:
         InputError: groups are not one a sample.
     """
     if groups is not None:
-        if len(groups) != len(targets):
-            raise InputError(f"There are {len(groups)} groups and {len(targets)} samples: pass one a sample.")
         listed = getattr(groups, "tolist", None)  # of arrays and tensors: what is in them, not views of it
-        return tuple(groups if listed is None else listed())
+        given = tuple(groups if listed is None else listed())
+        if len(given) != len(targets):
+            raise InputError(f"There are {len(given)} groups and {len(targets)} samples: pass one a sample.")
+        if strange := [each for each in given if not isinstance(each, Hashable)]:
+            raise InputError(f"A group is {strange[0]!r}: pass one name or number a sample.")
+        return tuple(None if each != each else each for each in given)
     return None if labels.classes is None else tuple(names_of_classes(targets.tolist(), names))
 
 

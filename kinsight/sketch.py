@@ -94,8 +94,8 @@ def check_dim(dim: int) -> None:
     Raises:
         InputError: it is below 1, or above `MAX_DIM`.
     """
-    if dim < 1:
-        raise InputError(f"dim is {dim}: a sketch has at least 1 number.")
+    if not isinstance(dim, int) or dim < 1:
+        raise InputError(f"dim is {dim}: a sketch has a whole number of numbers, at least 1.")
     if dim > MAX_DIM:
         raise InputError(f"dim is {dim}: sketches have at most {MAX_DIM:,} numbers. Exact similarities cost less then.")
 
@@ -111,8 +111,7 @@ def dim_for(error: float) -> int:
         >>> dim_for(0.05)
         1600
     """
-    if not 0 < error < 2:
-        raise InputError(f"error is {error}: similarities are in [-1, 1], so it has to be between 0 and 2.")
+    _check_error(error)
     dim = math.ceil((2 / error) ** 2)
     if dim > MAX_DIM:
         raise InputError(
@@ -120,6 +119,11 @@ def dim_for(error: float) -> int:
             f"{2 / MAX_DIM**0.5:.1g}. Ask for that, or pass dim= yourself; similarities of the kernel are exact."
         )
     return dim
+
+
+def _check_error(error: float) -> None:
+    if not 0 < error < 2:
+        raise InputError(f"error is {error}: similarities are in [-1, 1], so it has to be between 0 and 2.")
 
 
 def measured_dim(
@@ -132,6 +136,7 @@ def measured_dim(
     `dim_for`.
     """
     batch = as_batch(x)
+    _check_error(error)
     most = dim_for(max(error, 2 / MAX_DIM**0.5))
     if len(batch) < 3 or most <= STEP:
         return dim_for(error)

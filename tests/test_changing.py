@@ -97,6 +97,27 @@ def test_batch_statistics_that_appear_later(n_before: int) -> None:
         kernel(x)
 
 
+class Signed(nn.Module):
+    """What is done depends on the mean of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * (2 if x.mean() > 0 else 1)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_branches_that_depend_on_the_batch(is_sorted: bool, sign: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = torch.arange(40) // 20 if is_sorted else torch.arange(40) % 2
+    x = torch.randn(40, 3, generator=generator) + (3 * sides[:, None] - 1.5)
+    with pytest.raises(MixedSamplesError):
+        GradientKernel(Signed())(x + 0.1 * sign - x.mean())
+
+
 class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()

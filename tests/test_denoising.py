@@ -374,6 +374,15 @@ def test_conjugate_residuals(decay: float) -> None:
     assert float((matrix @ found - wanted).norm() / wanted.norm()) < 2e-2
 
 
+@pytest.mark.parametrize("output", ["one_vs_rest", "adversary_pair", "log_probs", "fisher", "centered_logits"])
+def test_outputs_that_are_no_values(output: Any) -> None:
+    x, model = inputs(), nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    kernel = GradientKernel(model, output)
+    targets = torch.zeros(N, kernel.outputs(x).shape[1]).squeeze(1)
+    with pytest.raises(TargetError, match="nothing that values could be compared with"):
+        denoise(kernel, Samples(x, targets))
+
+
 @pytest.mark.parametrize(
     ("targets", "options", "error", "message"),
     [

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import kinsight
 from kinsight import reference
 from kinsight.captures.capture import LayerCapture
 from kinsight.differentiation.batch_gradients import BatchGradients
@@ -335,6 +336,17 @@ def test_the_scale_of_the_outputs_does_not_matter(scale: float) -> None:
     plain = GradientKernel(model).similarity(x)
     scaled = GradientKernel(model, lambda returned: returned * scale, check="always").similarity(x)
     assert error(scaled, plain) < 1e-5
+
+
+def test_large_inputs_beside_gradients_of_zero() -> None:
+    """Inner products of inputs alone would leave the range of float32, and 0 times inf is nan."""
+    torch.manual_seed(0)
+    model, x, y = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), 1e20 * torch.randn(9, 4), torch.arange(9)
+    found = GradientKernel(model).similarity(x)
+    loss = kinsight.SimilarityLoss(model)(x, y % 3)
+    loss.backward()
+    assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert error(found, GradientKernel(model.double()).similarity(x.double())) < 1e-5
 
 
 @pytest.mark.parametrize("fault", [_doubled, _swapped])

@@ -157,6 +157,8 @@ def test_groups_are_in_order_whatever_holds_them(made: Any) -> None:
     assert [(record["group"], record["n"]) for record in found.by_group()] == [(0, 58), (1, 29), (2, 58), (10, 58)]
     mixed = fit_map(kernel, Samples(x, y), groups=[*["b", 10, "a", 2.5] * 50, "a", "a", "a"])
     assert [record["group"] for record in mixed.by_group()] == [2.5, 10, "a", "b"]
+    gaps = fit_map(kernel, Samples(x, y), groups=[math.nan, "a", math.nan, *["b"] * 200])
+    assert [(record["group"], record["n"]) for record in gaps.by_group()] == [(None, 2), ("a", 1), ("b", 200)]
 
 
 def test_classes_beyond_those_that_have_a_name() -> None:
@@ -202,6 +204,8 @@ def test_every_regime(numbers: tuple[float, float, float, float], regime: str) -
         ({"least_count": math.nan}, InputError, "The count that splits regimes is nan"),
         ({"most_residual": math.nan}, InputError, "The residual that splits regimes is nan"),
         ({"groups": [1, 2]}, InputError, "2 groups and 203 samples"),
+        ({"groups": [[1, 2]] * 203}, InputError, r"A group is \[1, 2\]"),
+        ({"power": math.inf}, InputError, "must be positive, and finite"),
     ],
 )
 def test_questions_that_make_no_sense(options: Any, error: Any, message: str) -> None:

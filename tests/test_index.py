@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kinsight import GradientKernel, Index, Samples, sketch
@@ -281,6 +281,15 @@ def test_append(index: Index, kernel: GradientKernel, tmp_path: Path) -> None:
     assert len(Index(index.folder)) == 400
 
 
+@pytest.mark.parametrize("targets", [None, torch.rand(10), torch.zeros(10, 2, dtype=torch.long)])
+def test_labels_of_another_kind_are_not_appended(index: Index, kernel: GradientKernel, targets: Tensor | None) -> None:
+    """Else nothing could be asked about any label any more."""
+    more = Samples(torch.rand(10, 4), targets, ids=range(1000, 1010))
+    with pytest.raises(TargetError, match="Targets of the index are int64"):
+        index.append(kernel, more)
+    assert Index(index.folder).label_suspects().all_ids == index.ids
+
+
 def test_an_interrupted_append_goes_on(index: Index, kernel: GradientKernel) -> None:
     options: dict[str, Any] = {"seed": 2, "ids": range(300, 500)}
     more = data(200, **options)
@@ -338,7 +347,7 @@ def test_questions_that_make_no_sense(index: Index, kernel: GradientKernel, tmp_
             index.neighbors(**asked)
     with pytest.raises(NoIndexError):
         Index(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="at least 1 number"):
+    with pytest.raises(InputError, match="at least 1"):
         Index.build(tmp_path / "new", kernel, data(), dim=0)
     assert not (tmp_path / "new").exists()
 

@@ -1,5 +1,7 @@
 """Suspected labels: what all others say of each one, against plain refits; and how sure that is."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -225,10 +227,12 @@ def test_values_are_off_by_the_axis_that_is_off_most() -> None:
     noise[7, 3] = 8.0
     units = torch.logspace(-6, 6, 50, dtype=torch.float64)
     values = 3 + torch.randn(5000, 50, dtype=torch.float64, generator=generator)
-    found = Ballots.of(values * units).distances((values - noise) * units)
+    ballots = Ballots.of(values * units)
+    found = ballots.distances((values - noise) * units - ballots.center)
     assert int(found.argmax()) == 7
     assert float(found[7]) == pytest.approx(8, rel=0.1)
-    one = Ballots.of(values[:, :1]).distances(values[:, :1] - noise[:, :1])
+    alone = Ballots.of(values[:, :1])
+    one = alone.distances(values[:, :1] - noise[:, :1] - alone.center)
     assert float((one > 3).double().mean()) == pytest.approx(0.0027, abs=0.002)
 
 
@@ -237,13 +241,28 @@ def test_values_most_of_which_are_told_exactly(unit: float) -> None:
     values = torch.arange(1.0, 101.0, dtype=torch.float64)[:, None] * unit
     means = values * (1 + 1e-12)  # rounding
     means[:10] += 2 * unit
-    found = Ballots.of(values).distances(means)
+    ballots = Ballots.of(values)
+    found = ballots.distances(means - ballots.center)
     assert found[:10].tolist() == pytest.approx([10 / 1.2533] * 10)
     assert float(found[10:].max()) < 1e-6
-    assert float(Ballots.of(values).distances(values * (1 + 1e-12)).max()) == 0
+    assert float(ballots.distances(values * (1 + 1e-12) - ballots.center).max()) == 0
     means[3] = torch.nan
-    assert Ballots.of(values).distances(means).isnan().nonzero().flatten().tolist() == [3]
-    assert bool(Ballots.of(values).distances(torch.full_like(values, torch.nan)).isnan().all())
+    assert ballots.distances(means).isnan().nonzero().flatten().tolist() == [3]
+    assert bool(ballots.distances(torch.full_like(values, torch.nan)).isnan().all())
+
+
+@pytest.mark.parametrize("method", ["leave_one_out", "votes"])
+def test_what_all_values_have_in_common_hides_nothing(method: Any) -> None:
+    """Such as times: seconds since 1970."""
+    x, _, _ = clusters()
+    values = x[:, 0].double().sin()
+    values[3] += 5
+    plain, late = (kinsight.label_suspects(network(), Samples(x, values + at), method=method) for at in (0.0, 1.7e9))
+    assert plain.ids[0] == late.ids[0] == 3
+    torch.testing.assert_close(late.all_scores, plain.all_scores, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(late.suggested, plain.suggested + 1.7e9, rtol=0, atol=1e-5)
+    maps = [kinsight.label_conflicts(network(), Samples(x, values + at), least=0.9) for at in (0.0, 1.7e9)]
+    assert maps[0].n_conflicts == maps[1].n_conflicts > 0
 
 
 def test_labels_that_are_all_the_same_are_not_contradicted() -> None:

@@ -209,6 +209,21 @@ def test_a_transform_that_writes_into_its_input(is_batched: bool) -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (lambda x: torch.cat([x, x]), "made 48 samples of 24"),
+        (lambda x: x[:5], "made 5 samples of 24"),
+        (lambda x: None, "made a NoneType of 24"),
+    ],
+)
+def test_a_transform_of_a_batch_gives_each_sample_one_view(transform: Any, told: str) -> None:
+    loss = kinsight.SimilarityLoss(network(), pairs=Augmented(transform, n_views=4, is_batched=True))
+    with pytest.raises(ShapeError, match=told):
+        loss(inputs(24))
+
+
 class Scaled(nn.Module):
     """Inputs in a dict, with a list of them and a constant."""
 

@@ -1,6 +1,7 @@
 """Sketches: without bias, within the error they promise, and the same wherever they are made."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -187,9 +188,8 @@ def test_nan_is_named() -> None:
         sketch(GradientKernel(torch.nn.Linear(3, 1)), x, 8)
 
 
-@pytest.mark.parametrize(
-    ("dim", "message"), [(0, "at least 1 number"), (-1, "at least 1"), (2**40, "at most 1,048,576")]
-)
+@pytest.mark.usefixtures("without_type_checks")
+@pytest.mark.parametrize(("dim", "message"), [(0, "at least 1"), (3.5, "a whole number"), (2**40, "at most 1,048,576")])
 def test_lengths_that_make_no_sense(dim: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         sketch(GradientKernel(torch.nn.Linear(3, 1)), torch.randn(2, 3), dim)
@@ -197,8 +197,10 @@ def test_lengths_that_make_no_sense(dim: int, message: str) -> None:
 
 def test_dim_for_an_error() -> None:
     assert dim_for(0.03125) == 4096
-    with pytest.raises(InputError, match="between 0 and 2"):
-        dim_for(0.0)
+    for error in (0.0, -1.0, 2.0, float("nan")):
+        for length in (dim_for, partial(measured_dim, GradientKernel(torch.nn.Linear(3, 1)), torch.randn(5, 3))):
+            with pytest.raises(InputError, match="between 0 and 2"):
+                length(error)
     with pytest.raises(InputError, match=r"less than 0\.002"):
         dim_for(1e-6)
 

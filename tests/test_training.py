@@ -81,6 +81,20 @@ def test_a_compiled_model() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, where it goes on after the loss
+def test_a_compiled_step() -> None:
+    model, x = network(), inputs()
+    similarity = kinsight.SimilarityLoss(model)
+
+    def cost() -> Tensor:
+        return F.cross_entropy(model(x), LABELS) + similarity(x, LABELS)
+
+    plain = [None if each is None else each.clone() for each in gradients_of(model, cost())]
+    compiled = torch.compile(cost, backend="eager")
+    for _ in range(2):
+        assert far(gradients_of(model, compiled()), plain) < EXACT
+
+
 def test_it_may_be_an_attribute_of_its_model() -> None:
     model = network()
     model.loss = kinsight.SimilarityLoss(model)

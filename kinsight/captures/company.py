@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from kinsight.batches import has_samples, leaves
 from kinsight.captures.running import call_model
 from kinsight.errors import MixedSamplesError
 from kinsight.outputs import OutputFunction, evaluate
@@ -28,9 +29,10 @@ def refuse_mixed(
     *,
     first: int | None = None,
 ) -> None:
-    """Raise where outputs change when samples are in other company: every second sample, then the rest.
+    """Raise where outputs change when samples are in other company: those with small inputs, then the rest.
 
-    A lone sample is run again in the company of a copy: that shows noise.
+    Such halves are unlike the whole: what depends on a mean over a batch depends on which of them it is. A lone sample
+    is run again in the company of a copy: that shows noise.
 
     Args:
         model: the module.
@@ -38,18 +40,21 @@ def refuse_mixed(
         batch: the samples.
         outputs: their outputs, [n c].
         precision: the coarsest any part of the model computes in.
-        first: look at some `FEW` samples only, spread over the batch from this number on (modulo their distance).
+        first: look at few samples only: `FEW` that are spread over the batch from this number on (modulo their
+            distance), half of them with as many of the smallest inputs, half with the largest.
 
     Raises:
         MixedSamplesError: an output differs, with the sample's id.
     """
     n = len(batch)
-    parts = [range(0, n, 2), range(1, n, 2)] if n > 1 else [range(1)]
+    order = _sums(batch).argsort(stable=True).tolist()
+    parts = [order[: n // 2], order[n // 2 :]] if n > 1 else [order]
     if first is not None and n > 2 * FEW:
-        parts = [range(first % (n // FEW), n, n // FEW)]
+        spread = list(range(first % (n // FEW), n, n // FEW))
+        parts = [[*spread[::2], *order[: FEW // 2]], [*spread[1::2], *order[-FEW // 2 :]]]
     scale = float(outputs.detach().abs().max()) if outputs.numel() else 0.0
     for part in parts:
-        places = list(part) if len(part) > 1 else [part[0], part[0]]
+        places = part if len(part) > 1 else 2 * part
         company = batch[places]
         other = evaluate(output, call_model(model, company.inputs), company.targets, len(places)).detach()
         gaps = (other - outputs.detach()[places]).abs().amax(dim=1) if other.shape[1:] == outputs.shape[1:] else None
@@ -62,3 +67,12 @@ def refuse_mixed(
                 "so it has no gradient of its own. Is some layer using batch statistics? Call model.eval(), or "
                 "replace that layer."
             )
+
+
+def _sums(batch: Batch) -> Tensor:
+    """Of all numbers that a sample is made of, [n]."""
+    total = torch.zeros(len(batch), dtype=torch.float64)
+    for _, leaf in leaves(batch.inputs):
+        if isinstance(leaf, Tensor) and has_samples(leaf) and not leaf.is_complex():
+            total += leaf.detach().double().flatten(1).sum(dim=1).cpu() if leaf.dim() > 1 else leaf.double().cpu()
+    return total

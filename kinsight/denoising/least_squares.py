@@ -133,6 +133,11 @@ class LeastSquares:
                 f"the outputs of a sample {c}: denoising is about values that outputs are compared with, floats, one "
                 "each."
             )
+        if not kernel.output.is_values:
+            raise TargetError(
+                f"output={kernel.output.name!r} is nothing that values could be compared with, and denoising is about "
+                "their differences: use output='logits', the model's own outputs, or a callable."
+            )
         found = _weights(weights, len(labels))
         scale = 1 / labels.numel() if loss_scale is None else loss_scale
         if not 0 < scale < float("inf") or not 0 <= weight_decay < float("inf"):

@@ -62,6 +62,8 @@ class Gradients(ABC):
         ends = [in_memory_order(tensor.detach()).aminmax() for tensor in self.tensors if tensor.is_floating_point()]
         sizes = [max(-float(low), float(high)) for low, high in ends]
         low, high = MODERATE
+        if not all(size < high for size in sizes):  # beside zeros, too: inner products of one factor alone are taken
+            return False
         return 0 in sizes or all(low < size < high for size in (*sizes, math.prod(sizes)))
 
     def double(self) -> Gradients:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kinsight.batches import has_samples, leaves
-from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError
+from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError
 from kinsight.identity import check_identity, content_digests, identity_of
 from kinsight.indexing.about import check_about
 from kinsight.indexing.engine import Engine, run
@@ -91,7 +91,9 @@ def append(folder: Path, kernel: GradientKernel, samples: Samples, *, engine: En
             )
         if parts[-1]["is_complete"]:
             refuse_taken(samples.ids, taken_ids(store))
-            store.update(parts=[*parts, _part(samples, store.about["dim"], first=store.n_rows(ROWS))])
+            part = _part(samples, store.about["dim"], first=store.n_rows(ROWS))
+            _refuse_other_targets(parts[0], part)
+            store.update(parts=[*parts, part])
         _fill(store, kernel, samples, len(store.about["parts"]) - 1, engine, progress=progress)
 
 
@@ -148,6 +150,25 @@ def _part(samples: Samples, dim: int, first: int) -> dict[str, Any]:
         "target_shape": None if targets is None else list(targets.shape[1:]),
         "target_type": None if targets is None else str(targets.dtype).removeprefix("torch."),
     }  # fmt: skip
+
+
+def _refuse_other_targets(known: dict[str, Any], part: dict[str, Any]) -> None:
+    """Raise where targets are not of the kind that those of an index are.
+
+    Raises:
+        TargetError: they are not.
+    """
+    names = ("target_type", "target_shape")
+    if any(known[name] != part[name] for name in names):
+        kinds = [
+            "none" if each["target_type"] is None else " ".join(str(each[name]) for name in names)
+            for each in (known, part)
+        ]
+        raise TargetError(
+            f"Targets of the index are {kinds[0]}, and those of these samples {kinds[1]} (type, and shape of one). "
+            "What is asked about labels is asked about all of an index: give these samples such targets, or build an "
+            "index of their own."
+        )
 
 
 def _fill(

@@ -7,6 +7,7 @@ A ballot is a label, one-hot, or a value.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -22,7 +23,10 @@ from kinsight.stream import Pairs
 Task = Literal["classification", "regression"]
 
 ROUNDING = torch.finfo(torch.float64).eps ** 0.5
-"""Differences of values that are smaller than this share of their size are none."""
+"""Differences that are smaller than this share of how far values are from their mean are none."""
+
+SAME = 64 * torch.finfo(torch.float64).eps
+"""Values that are closer to their mean than this share of their size are all the same."""
 
 LARGEST = 1e150
 """Of a target: squares of larger ones, summed up, are not finite in float64."""
@@ -75,7 +79,7 @@ def scale_of(values: Tensor) -> float:
     """
     spread = float((values - values.mean(dim=0)).square().sum(dim=1).mean().sqrt())
     size = float(values.norm(dim=1).max())
-    return spread if spread > ROUNDING * size else size or 1.0
+    return spread if spread > SAME * size else size or 1.0
 
 
 def task_of(targets: Tensor, task: Task | None = None) -> Task:
@@ -117,12 +121,14 @@ class Ballots:
         task: 'classification' or 'regression'.
         classes: the labels there are, ascending, [b]; None for values.
         values: place of each sample's label among them, [n]; or the values, float64, [n b].
+        center: what is subtracted from values in ballots: votes are sums, and digits that all share would cancel.
     """
 
     targets: Tensor
     task: Task
     classes: Tensor | None
     values: Tensor
+    center: Tensor | float = 0.0
 
     @staticmethod
     def of(targets: Tensor, task: Task | None = None) -> Ballots:
@@ -136,7 +142,8 @@ class Ballots:
         if found == "classification":
             classes, values = torch.unique(targets.long(), return_inverse=True)
             return Ballots(targets, found, classes, values)
-        return Ballots(targets, found, None, targets.double().reshape(len(targets), -1))
+        values = targets.double().reshape(len(targets), -1)
+        return Ballots(targets, found, None, values, values.mean(dim=0))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -147,12 +154,16 @@ class Ballots:
         return self.values.shape[1] if self.classes is None else len(self.classes)
 
     def part(self, rows: slice) -> Tensor:
-        """The ballots of some samples. [n b], float64."""
+        """The ballots of some samples: one-hot, or values less `center`. [n b], float64."""
         values = self.values[rows]
-        return values if self.classes is None else torch.nn.functional.one_hot(values, self.n_columns).double()
+        return (
+            values - self.center
+            if self.classes is None
+            else torch.nn.functional.one_hot(values, self.n_columns).double()
+        )
 
     def distances(self, means: Tensor) -> Tensor:
-        """How far means [n b] are from the values, in robust standard deviations; nan where they are. [n].
+        """How far means of ballots [n b] are from values, in robust standard deviations; nan where they are. [n].
 
         That of the axis on which it is most: each has a standard deviation of its own, 1.4826 times the median of
         |value - mean|; where that is 0, as where more than half of the means are exact, 1.2533 times the average. On an
@@ -161,11 +172,12 @@ class Ballots:
         Reference:
             Iglewicz, Hoaglin (1993), "How to detect and handle outliers".
         """
-        off = (self.values - means).abs()
+        deviations = self.values - self.center
+        off = (deviations - means).abs()
         known = off[~off.isnan().any(dim=1)]
         if not len(known):
             return off[:, 0]
-        least = ROUNDING * self.values.abs().amax(dim=0)
+        least = torch.maximum(ROUNDING * deviations.abs().amax(dim=0), SAME * self.values.abs().amax(dim=0))
         middle, average = 1.4826 * known.median(dim=0).values, 1.2533 * known.mean(dim=0)
         spread = torch.where(middle > least, middle, torch.where(average > least, average, torch.inf))
         return (off / spread).amax(dim=1)
@@ -174,7 +186,7 @@ class Ballots:
         """The label with most votes, or the mean, in the targets' shape, and their type where that can hold it."""
         if self.classes is not None:
             return self.classes[shares.argmax(dim=1)].to(self.targets.dtype)
-        means = shares.reshape(self.targets.shape)
+        means = (shares + self.center).reshape(self.targets.shape)
         return means.to(self.targets.dtype) if self.targets.is_floating_point() else means
 
 
@@ -189,10 +201,10 @@ def check_power(power: float) -> None:
     """Raise where a power is no exponent of weights.
 
     Raises:
-        InputError: it is not positive.
+        InputError: it is not positive, or not finite.
     """
-    if not power > 0:
-        raise InputError(f"power is {power}: it must be positive.")
+    if not 0 < power < math.inf:
+        raise InputError(f"power is {power}: it must be positive, and finite.")
 
 
 def votes_of(pairs: Pairs, ballots: Ballots, power: float, *, progress: bool = False) -> tuple[Tensor, Tensor]:

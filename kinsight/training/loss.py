@@ -181,6 +181,12 @@ class SimilarityLoss:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' positions.
             SecondDerivativeError: a part of the model cannot be differentiated twice.
         """
+        if torch.compiler.is_compiling():  # a step that is compiled is compiled around it
+            ask: Callable[..., Tensor] = torch.compiler.disable(self._of_batch)
+            return ask(inputs, targets, groups, pairs, dissimilar)
+        return self._of_batch(inputs, targets, groups, pairs, dissimilar)
+
+    def _of_batch(self, inputs: Any, targets: Any, groups: Any, pairs: Any, dissimilar: Any) -> Tensor:
         if isinstance(inputs, Batch) and targets is not None:
             raise InputError("A Batch has targets of its own: pass it alone, or inputs and targets.")
         batch = as_batch(inputs) if targets is None else make_batch(inputs, targets)

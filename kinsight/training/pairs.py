@@ -126,20 +126,33 @@ class Augmented:
     def views(self, batch: Batch) -> Batch:
         """All views of a batch, one after another."""
         parts = [batch.inputs] if self.keeps_original else []
-        parts += [self._moved(batch.inputs) for _ in range(self.n_views - len(parts))]
+        parts += [self._moved(batch.inputs, len(batch)) for _ in range(self.n_views - len(parts))]
         targets = None if batch.targets is None else torch.cat([batch.targets] * self.n_views)
         return as_batch(Batch(_joined(parts), targets=targets))
 
-    def _moved(self, inputs: Any) -> Any:
-        """Transformed copies: a transform may write into what it is given."""
+    def _moved(self, inputs: Any, n: int) -> Any:
+        """Transformed copies, of as many samples: a transform may write into what it is given."""
         if self.is_batched:
-            return self.transform(map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs))
+            copies = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
+            found = self.transform(copies)
+            if (n_found := _n_samples(found)) != n:
+                told = f"a {type(found).__name__}" if n_found is None else f"{n_found} samples"
+                raise ShapeError(f"transform has made {told} of {n} samples: it has to give each sample one view.")
+            return found
         if not isinstance(inputs, Tensor):
             raise SampleTypeError(
                 f"Inputs are a {type(inputs).__name__} of tensors: pass Augmented(transform, is_batched=True), with a "
                 "transform of whole batches."
             )
         return torch.stack([torch.as_tensor(self.transform(sample.clone())) for sample in inputs])
+
+
+def _n_samples(inputs: Any) -> int | None:
+    """How many samples a transform has given; None where that is no batch of inputs."""
+    try:
+        return len(as_batch(inputs))
+    except InputError:
+        return None
 
 
 def _joined(parts: list[Any]) -> Any:
