@@ -98,6 +98,8 @@ class FitMap:
         splits: counts below which a sample is lonely; variances, disagreements and residuals above which its neighbors
             differ, its label is another, and is not fitted.
         groups: of each sample, where they were given, or its class.
+        error: root mean square error of the cosines that all this is made of; None where it is exact. Regimes of
+            samples near a split can be others.
     """
 
     ids: tuple[Id, ...]
@@ -108,6 +110,7 @@ class FitMap:
     regimes: tuple[Regime, ...]
     splits: Splits
     groups: tuple[Any, ...] | None
+    error: float | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,7 +137,7 @@ class FitMap:
             InputError: there are no groups.
         """
         if self.groups is None:
-            raise InputError("There are no groups: labels are values. Pass groups=.")
+            raise InputError("There are no groups: labels are values. Pass groups= (--groups).")
         records: list[dict[str, Any]] = []
         for group in sorted(set(self.groups), key=_in_order):
             rows = torch.tensor([place for place, each in enumerate(self.groups) if each == group])
@@ -164,6 +167,8 @@ class FitMap:
         if looked_at:
             first = self.ids[int(self.of(looked_at[0])[0])]
             text += f" Look first at the {looked_at[0]}, such as {first!r}. {MEANINGS[looked_at[0]]}"
+        if self.error is not None:
+            text += f" Similarities are off by {self.error:.2g}: samples near a split can be on its other side."
         return text
 
 

@@ -198,7 +198,7 @@ def test_denoising_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     truth = {"sums": exact.sum(dim=1), "squares": exact.square().sum(dim=1)}
     off: dict[str, list[torch.Tensor]] = {name: [] for name in truth}
     factors = truth["squares"].sqrt() / truth["sums"]
-    off_factors = []
+    off_factors, in_errors = [], []
     for seed in range(8):
         index = Index.build(tmp_path / str(seed), kernel, samples, dim=DIM, seed=seed, normalization="flat")
         found = index.denoising_sums()
@@ -207,12 +207,14 @@ def test_denoising_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
             off[name].append((getattr(found, name) - wanted) / getattr(found, f"error_of_{name}"))
         is_sure = found.error_of_sums < 0.1 * found.sums.abs()
         off_factors.append((found.factors / factors - 1)[is_sure].abs())
+        in_errors.append(((found.factors - factors) / found.error_of_factors)[is_sure])
     for each in off.values():
         of_seeds = torch.stack(each).mean(dim=1)
         assert float(torch.stack(each).square().mean().sqrt()) < 1.2
         assert abs(float(of_seeds.mean())) < 3 * float(of_seeds.std()) / 8**0.5
     assert sum(map(len, off_factors)) > 4 * N
     assert float(torch.cat(off_factors).median()) < 0.1
+    assert 0.2 < float(torch.cat(in_errors).square().mean().sqrt()) < 1.2
     monkeypatch.setattr("kinsight.indexing.denoising_sums.MAX_MOMENTS", 10 * DIM)  # a few rows of the moments at a time
     again = index.denoising_sums()
     torch.testing.assert_close(again.squares, found.squares)

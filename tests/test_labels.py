@@ -311,6 +311,25 @@ def test_what_says_nothing_of_a_rare_label_makes_no_suspect() -> None:
         assert kinsight.label_suspects(network(), Samples(x, y), method=method).n_contradicted <= 2
 
 
+def test_classes_that_are_stored_as_floats() -> None:
+    """A table with a gap holds them so. Without being asked, they are taken for nothing."""
+    x, y, _ = clusters()
+    kernel = network()
+    floats = Samples(x, y.double())
+    for ask in (kinsight.label_suspects, kinsight.label_conflicts):
+        with pytest.raises(TargetError, match="are they classes"):
+            ask(kernel, floats)
+        ask(kernel, floats, task="regression")
+    found, plain = (
+        kinsight.label_suspects(kernel, floats, task="classification"),
+        kinsight.label_suspects(kernel, Samples(x, y)),
+    )
+    assert found.ids == plain.ids
+    torch.testing.assert_close(found.all_scores, plain.all_scores)
+    with pytest.raises(TargetError, match="whole numbers"):
+        kinsight.label_suspects(kernel, Samples(x, y + 0.5), task="classification")
+
+
 def test_few_samples() -> None:
     x, y, _ = clusters()
     kernel = network()
@@ -392,8 +411,8 @@ def test_label_suspects_say_what_is_missing() -> None:
     x = ZOO[0].batch(4)
     with pytest.raises(TargetError, match="has no targets"):
         kinsight.label_suspects(kernel, x)
-    with pytest.raises(TargetError, match=r"needs integer targets \[n\]; these are float32 \[4\]"):
-        kinsight.label_suspects(kernel, Samples(x, torch.zeros(4)), task="classification")
+    with pytest.raises(TargetError, match=r"needs whole numbers \[n\]; these are float32 \[4\]"):
+        kinsight.label_suspects(kernel, Samples(x, torch.full((4,), 0.5)), task="classification")
     with pytest.raises(TargetError, match="smallest target is -1"):
         kinsight.label_suspects(kernel, Samples(x, torch.tensor([-1, 0, 1, 1])))
     with pytest.raises(TargetError, match=r"targets of 1 of 4 samples are nan or inf: \[2\]"):

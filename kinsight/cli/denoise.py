@@ -83,6 +83,8 @@ def print_denoising(
         sums = index_alone(index, None, options, model, data).denoising_sums()
         print_answer(sums.rows(), options, out, summary=sums.summary(), method="sketches")
         return
+    if decayed and not weight_decay:
+        raise InputError("--decayed says what decays, and --weight-decay how much: pass both.")
     kernel, samples = asked(model, data, options)
     found = denoise(
         kernel, samples, None if queries is None else samples_of(queries, options),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,11 +13,15 @@ from kinsight.cli.options import (
     OptionalData,
     OptionalModel,
     OptionalNormalization,
+    OptionalTask,
     Options,
     OutFile,
     Similarity,
 )
 from kinsight.cli.printing import print_answer
+
+if TYPE_CHECKING:
+    from kinsight.labels.votes import Task
 
 
 def lines_of(path: Path | None) -> list[str] | None:
@@ -39,6 +43,7 @@ def print_fit(
     ] = None,
     normalization: OptionalNormalization = None,
     index: AskedIndex = None,
+    task: OptionalTask = None,
     out: OutFile = None,
 ) -> None:
     """Which samples are learned with others, memorized, contradicted, underfit, ambiguous or alone."""
@@ -49,20 +54,24 @@ def print_fit(
         raise UnknownNameError(f"--regime {regime}: there are {', '.join(MEANINGS)}.")
     if regime is not None and by_group:
         raise InputError("--regime is of samples, and --by-group has one row a class, with all regimes: ask for one.")
+    named: Task | None = None if task is None else task.value
     if index is not None:
         opened = index_alone(index, normalization, options, model, data)
-        found = opened.fit_map(power=power, groups=lines_of(groups), progress=not options.quiet)
+        found = opened.fit_map(power=power, groups=lines_of(groups), task=named, progress=not options.quiet)
         chosen = opened.normalization
     else:
         kernel, samples = asked(model, data, options)
         chosen = (normalization or Similarity.flat).value
         found = fit_map(
-            kernel, samples, power=power, normalization=chosen, groups=lines_of(groups), progress=not options.quiet
-        )
+            kernel, samples, power=power, normalization=chosen, groups=lines_of(groups), task=named,
+            progress=not options.quiet,
+        )  # fmt: skip
     rows = found.by_group() if by_group else list(found.rows())
     columns = list(rows[0])
     if regime is not None:
         rows = [rows[place] for place in found.of(regime).tolist()]
     shares = {name: found.regimes.count(name) for name in MEANINGS}
-    facts = {"normalization": chosen, "power": power, "regimes": shares, "meanings": MEANINGS}
+    facts = {
+        "normalization": chosen, "power": power, "error": found.error, "regimes": shares, "meanings": MEANINGS,
+    }  # fmt: skip
     print_answer(rows, options, out, columns=columns, summary=found.summary(), **facts)

@@ -16,6 +16,7 @@ from kinsight.cli.options import (
     OptionalData,
     OptionalModel,
     OptionalNormalization,
+    OptionalTask,
     Options,
     OutFile,
     Similarity,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from kinsight.index import Index
     from kinsight.labels.conflicts import LabelConflicts
     from kinsight.labels.suspects import LabelSuspects
+    from kinsight.labels.votes import Task
 
 
 POWER = 8.0
@@ -76,6 +78,7 @@ def print_labels(
         float | None,
         typer.Option(min=0, max=1, help="Near-duplicates, from this similarity on, with different labels, instead."),
     ] = None,
+    task: OptionalTask = None,
     out: OutFile = None,
 ) -> None:
     """Labels that the neighborhood contradicts, and what it says instead.
@@ -90,13 +93,14 @@ def print_labels(
         }  # fmt: skip
         check_unset(of_suspects, NOT_OF_PAIRS)
     asker = _Asker(options, index_alone(index, normalization, options, model, data) if index is not None else None)
+    asker.task = None if task is None else task.value
     asker.others = [index_of(folder, normalization) for folder in others or []]
     if asker.index is None:
         asker.kernel, asker.samples = asked(model, data, options)
         asker.normalization = (normalization or Similarity.flat).value
         asker.earlier = [kernel for _, kernel in kernels_of(str(model), checkpoints or [], options)]
     if conflicts is not None:
-        n_found = _print_conflicts(asker.conflicts(conflicts, top), options, out)
+        n_found = _print_conflicts(asker.conflicts(conflicts, top), asker.class_names, options, out)
     else:
         facts = {"method": method.value, **({"power": power} if method is How.votes else {}), **asker.facts()}
         found = asker.suspects(method=method.value, n_suspects=top, threshold=threshold, power=power)
@@ -124,6 +128,7 @@ class _Asker:
     kernel: Any = None
     samples: Any = None
     normalization: Any = None
+    task: Task | None = None
     earlier: list[Any] = field(default_factory=list)
     others: list[Index] = field(default_factory=list)
 
@@ -146,7 +151,7 @@ class _Asker:
         """The suspects."""
         from kinsight.labels.suspects import label_suspects
 
-        how["progress"] = not self.options.quiet
+        how |= {"progress": not self.options.quiet, "task": self.task}
         if self.index is not None:
             return self.index.label_suspects(others=self.others, **how)
         return label_suspects([*self.earlier, self.kernel], self.samples, normalization=self.normalization, **how)
@@ -155,7 +160,7 @@ class _Asker:
         """Near-duplicates with different labels; so many at most."""
         from kinsight.labels.conflicts import label_conflicts
 
-        how: dict[str, Any] = {"least": least, "progress": not self.options.quiet}
+        how: dict[str, Any] = {"least": least, "progress": not self.options.quiet, "task": self.task}
         if n_conflicts is not None:
             how["n_conflicts"] = n_conflicts
         if self.index is not None:
@@ -174,19 +179,28 @@ def _print_suspects(
     return found.n_contradicted
 
 
-def _print_conflicts(found: LabelConflicts, options: Options, out: Path | None) -> int:
+def _print_conflicts(
+    found: LabelConflicts, class_names: Sequence[str] | None, options: Options, out: Path | None
+) -> int:
     """Print the pairs; how many there are, shown or not."""
-    facts = {"least": found.least, "n_conflicts": found.n_conflicts, "n_duplicates": found.n_duplicates}
-    print_answer(found.rows(), options, out, columns=found.columns, summary=found.summary(), error=found.error, **facts)
+    facts = {
+        "least": found.least, "n_conflicts": found.n_conflicts, "n_duplicates": found.n_duplicates,
+        "error": found.error,
+    }  # fmt: skip
+    columns = list(_with_names({**dict.fromkeys(found.columns, 0), "labels": [0, 0]}, class_names))
+    rows = (_with_names(row, class_names) for row in found.rows())
+    print_answer(rows, options, out, columns=columns, summary=found.summary(), **facts)
     return found.n_conflicts
 
 
 def _with_names(row: dict[str, Any], class_names: Sequence[str] | None) -> dict[str, Any]:
-    """The record of a suspect, with the names of its classes where the data has them."""
+    """The record of a suspect, or of a pair, with the names of its classes where the data has them."""
     from kinsight.labels.votes import names_of_classes
 
-    numbers = [row["given"], row["suggested"]]
+    numbers = row["labels"] if "labels" in row else [row["given"], row["suggested"]]
     if class_names is None or not all(isinstance(number, int) for number in numbers):
         return row
-    given, suggested = names_of_classes(numbers, class_names)
-    return {**row, "given_name": given, "suggested_name": suggested}
+    first, second = names_of_classes(numbers, class_names)
+    if "labels" in row:
+        return {**row, "names": [first, second]}
+    return {**row, "given_name": first, "suggested_name": second}

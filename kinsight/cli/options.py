@@ -25,6 +25,13 @@ class Similarity(StrEnum):
     flat = "flat"
 
 
+class Labelling(StrEnum):
+    """What labels are."""
+
+    classification = "classification"
+    regression = "regression"
+
+
 class Precision(StrEnum):
     """Floating-point type the model and the data are converted to."""
 
@@ -80,6 +87,11 @@ OptionalNormalization = Annotated[
     typer.Option(
         help=f"{_NORMALIZATION} That of --index where there is one; else flat for labels and reports, and whitened."
     ),
+]
+
+OptionalTask = Annotated[
+    Labelling | None,
+    typer.Option(help="What labels are. By their type where left out: whole numbers, classes; floats, values."),
 ]
 
 AskedIndex = Annotated[

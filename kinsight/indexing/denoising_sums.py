@@ -45,7 +45,7 @@ class DenoisingSums:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """One record a sample."""
-        names = ("sums", "squares", "error_of_sums", "error_of_squares", "factors")
+        names = ("sums", "squares", "error_of_sums", "error_of_squares", "factors", "error_of_factors")
         columns = {name: getattr(self, name).tolist() for name in names}
         for row, id_ in enumerate(self.ids):
             yield {"id": id_, **{name: column[row] for name, column in columns.items()}}
@@ -74,6 +74,12 @@ class DenoisingSums:
         """
         is_small = self.sums.abs() <= LEAST_SHARE * self.norms * self.norms.sum()
         return (self.squares.sqrt() / self.sums).masked_fill(is_small, torch.nan)
+
+    @property
+    def error_of_factors(self) -> Tensor:
+        """Standard error of D, to first order, the errors of the two sums taken for independent. [n]."""
+        of_squares = self.error_of_squares / (2 * self.squares.clamp(min=0))
+        return self.factors.abs() * (of_squares.square() + (self.error_of_sums / self.sums).square()).sqrt()
 
 
 def denoising_sums(

@@ -27,9 +27,9 @@ from kinsight.kernel_products import Weighting
 from kinsight.labels.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.labels.leave_one_out import by_features
 from kinsight.labels.suspects import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
-from kinsight.labels.votes import Ballots, Task, check_power, check_targets, shares_of
+from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, check_targets, shares_of
 from kinsight.namesakes import self_positions
-from kinsight.outputs import kind_of_output
+from kinsight.outputs import OutputFunction, kind_of_output
 from kinsight.progress import progress_bar
 from kinsight.samples import Samples
 from kinsight.sketch import sketch
@@ -193,7 +193,7 @@ class Questions(Contents):
             TargetError: the index has no targets, or of the wrong kind.
             InputError: another index is of other data, or of another similarity; a number is out of range.
         """
-        ballots, pairs = Ballots.of(self._known_targets(), task), functools.partial(cosines, self.store)
+        ballots, pairs = self._ballots(task), functools.partial(cosines, self.store)
         check_questions(method, power, threshold, ballots.task, n_suspects=n_suspects, n_supporters=n_supporters)
         for other in others:
             self._check_same_data(other)
@@ -220,7 +220,7 @@ class Questions(Contents):
     ) -> LabelConflicts:
         """Near-duplicates with different labels, by the cosines of sketches; see `kinsight.label_conflicts`."""
         return conflicts_among(
-            functools.partial(cosines, self.store), self.ids, Ballots.of(self._known_targets(), task), least=least,
+            functools.partial(cosines, self.store), self.ids, self._ballots(task), least=least,
             n_conflicts=n_conflicts, least_difference=least_difference, precision=torch.float32, error=self.error,
             progress=progress,
         )  # fmt: skip
@@ -311,7 +311,8 @@ class Questions(Contents):
             around = Around.by_votes(pairs, labels, said, power, progress=progress)
             warn_undefined([self.ids[row] for row in (self.norms == 0).nonzero().flatten().tolist()])
         names = self.about["class_names"]
-        return mapped(self.ids, labels, around, splits or Splits(None), groups_of(groups, self.targets, labels, names))
+        named = groups_of(groups, self.targets, labels, names)
+        return replace(mapped(self.ids, labels, around, splits or Splits(None), named), error=self.error)
 
     def _check_same_data(self, other: Contents) -> None:
         """Raise where verdicts of another index would be of other samples, or of another similarity."""
@@ -333,6 +334,13 @@ class Questions(Contents):
         check_targets(targets, self.ids)
         return targets
 
+    def _kind(self) -> type[OutputFunction]:
+        return kind_of_output(self.about["kernel"]["output"].partition("(")[0])
+
+    def _ballots(self, task: Task | None) -> Ballots:
+        found = Ballots.of(self._known_targets(), task)
+        ask_about_classes(found.targets, task, self._kind(), self.outputs.shape[1])
+        return found
+
     def _labels(self, task: Task | None) -> Labels:
-        output = kind_of_output(self.about["kernel"]["output"].partition("(")[0])
-        return Labels.among(self._known_targets(), self.outputs.shape[1], output, task)
+        return Labels.among(self._known_targets(), self.outputs.shape[1], self._kind(), task)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel, Normalization
-from kinsight.labels.votes import Ballots, Task, known_targets, scale_of
+from kinsight.labels.votes import Ballots, Task, ask_about_classes, known_targets, scale_of
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
@@ -96,6 +96,7 @@ def label_conflicts(
     """
     samples = Samples.wrap(data)
     ballots = Ballots.of(known_targets(samples), task)
+    ask_about_classes(ballots.targets, task, kernel.output, kernel.outputs(samples.take([0])).shape[1])
     return conflicts_among(
         lambda _: kernel.similarity_blocks(samples, None, normalization), samples.ids, ballots, least=least,
         n_conflicts=n_conflicts, least_difference=least_difference, precision=kernel.precision, error=None,

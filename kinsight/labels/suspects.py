@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
@@ -16,7 +16,7 @@ from kinsight.kernel import GradientKernel, Normalization
 from kinsight.labels.calibration import calibrated
 from kinsight.labels.folds import Folds
 from kinsight.labels.leave_one_out import by_features, by_gram
-from kinsight.labels.votes import Ballots, Task, check_power, known_targets, shares_of
+from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, known_targets, shares_of
 from kinsight.outputs import bytes_in_words
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
@@ -150,7 +150,7 @@ def label_suspects(
     """
     samples = Samples.wrap(data)
     kernels = _listed(kernel)
-    ballots = Ballots.of(known_targets(samples), task)
+    ballots = _ballots(kernels, samples, task)
     check_questions(method, power, threshold, ballots.task, n_suspects=n_suspects, n_supporters=n_supporters)
     how = _Judging(method, power, normalization, dim, progress)
     total = MeanVerdict(len(samples), ballots.n_columns)
@@ -274,13 +274,21 @@ def _listed(kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, Gra
     """One kernel, or several."""
     if isinstance(kernel, GradientKernel):
         return [kernel]
-    if not isinstance(kernel, Iterable):
+    if isinstance(kernel, nn.Module) or not isinstance(kernel, Iterable):
         raise SampleTypeError(f"kernel is a {type(kernel).__name__}: pass a GradientKernel, or several of them.")
     kernels = list(kernel.values() if isinstance(kernel, Mapping) else kernel)
     strangers = [type(each).__name__ for each in kernels if not isinstance(each, GradientKernel)]
     if strangers:
         raise SampleTypeError(f"kernel holds a {strangers[0]}: pass a GradientKernel, or several of them.")
     return kernels
+
+
+def _ballots(kernels: Sequence[GradientKernel], samples: Samples, task: Task | None) -> Ballots:
+    """What the samples vote with."""
+    found = Ballots.of(known_targets(samples), task)
+    for kernel in kernels[-1:]:
+        ask_about_classes(found.targets, task, kernel.output, kernel.outputs(samples.take([0])).shape[1])
+    return found
 
 
 def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Tensor]:

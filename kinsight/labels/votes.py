@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from kinsight.errors import InputError, TargetError, UnknownNameError
+from kinsight.outputs import OutputFunction
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
 
 Task = Literal["classification", "regression"]
+
+Type = OutputFunction | type[OutputFunction]
+"""What kind of outputs a network has."""
 
 ROUNDING = torch.finfo(torch.float64).eps ** 0.5
 """Differences that are smaller than this share of how far values are from their mean are none."""
@@ -42,7 +46,7 @@ def known_targets(samples: Samples) -> Tensor:
     if targets is None:
         raise TargetError(
             "The data has no targets, and what is asked for is made of them. Pass Samples(inputs, targets), a Dataset "
-            "of (input, target), or unpack=."
+            "of (input, target), or unpack=; on the command line, csv:data.csv?target=COLUMN, or npz with y in it."
         )
     check_targets(targets, samples.ids)
     return targets
@@ -97,19 +101,44 @@ def task_of(targets: Tensor, task: Task | None = None) -> Task:
     return found
 
 
+def ask_about_classes(targets: Tensor, task: Task | None, output: Type, c: int) -> None:
+    """Raise where targets are floats, and could be the classes of a network of c outputs all the same.
+
+    Tables with gaps hold class numbers so.
+
+    Raises:
+        TargetError: they could be, and no task is named.
+    """
+    if task is not None or not targets.is_floating_point() or targets.dim() != 1 or c < 2 or not output.is_logits:
+        return
+    least, most = float(targets.min()), float(targets.max())
+    if _are_whole(targets) and 0 <= least < most < c:
+        raise TargetError(
+            f"Targets are {str(targets.dtype).removeprefix('torch.')}, all of them whole numbers from 0 to "
+            f"{most:.0f}, and the network has {c} outputs: are they classes? Say so: "
+            "task='classification' (--task classification), or 'regression' if they are values."
+        )
+
+
+def _are_whole(targets: Tensor) -> bool:
+    return bool((targets == targets.round()).all())
+
+
 def check_classes(targets: Tensor) -> None:
     """Raise where targets are no class numbers.
 
     Raises:
-        TargetError: they are no integers [n], or negative.
+        TargetError: they are no whole numbers [n], or negative.
     """
-    if targets.is_floating_point() or targets.dim() != 1:
+    if targets.dim() != 1 or (targets.is_floating_point() and not _are_whole(targets)):
         raise TargetError(
-            f"Classification needs integer targets [n]; these are {str(targets.dtype).removeprefix('torch.')} "
-            f"[{' '.join(map(str, targets.shape))}]. Use task='regression', or class numbers."
+            f"Classification needs whole numbers [n]; these are {str(targets.dtype).removeprefix('torch.')} "
+            f"[{' '.join(map(str, targets.shape))}]. Use task='regression' (--task regression), or class numbers."
         )
     if int(targets.min()) < 0:
-        raise TargetError(f"Class numbers start at 0; the smallest target is {int(targets.min())}.")
+        raise TargetError(
+            f"Class numbers start at 0; the smallest target is {int(targets.min())}. Leave samples without a label out."
+        )
 
 
 @dataclass(frozen=True, eq=False)
