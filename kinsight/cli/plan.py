@@ -31,7 +31,8 @@ def print_plan(
         Question,
         typer.Option(
             help="gram: kernel values of all pairs; similarity: all pairs, as neighbors, votes, hard and power counts "
-            "need them (the regression of labels takes more: time cubic in their number); soft_count: density; index: an index, with result_bytes on disk."
+            "need them (the regression of labels takes more: time cubic in their number); soft_count: density; "
+            "index: an index, with result_bytes on disk."
         ),
     ] = Question.similarity,
     error: Annotated[float, typer.Option(help="Root mean square error asked of an index.")] = 0.05,
