@@ -209,7 +209,7 @@ def test_stationary_networks_have_no_residual() -> None:
     ("targets", "options", "error", "message"),
     [
         (None, {}, TargetError, "no targets"),
-        (torch.rand(N), {"task": "classification"}, TargetError, "integer targets"),
+        (torch.rand(N), {"task": "classification"}, TargetError, "whole numbers"),
         (torch.rand(N), {"task": "regresion"}, UnknownNameError, "task 'regresion' is unknown"),
         (torch.rand(N), {"weighting": "blocks"}, InputError, "weighted by 'whitened', 'flat' or 'kernel'"),
     ],

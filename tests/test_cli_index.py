@@ -41,7 +41,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
     np.savez(tmp_path / "large.npz", x=rng.normal(size=(300, 3)).astype(np.float32))
     np.savez(tmp_path / "queries.npz", x=x[:2] + 0.1)
-    np.savez(tmp_path / "more.npz", x=x + 1, ids=np.array([f"new {row}" for row in range(60)]))
+    more = {"x": x + 1, "ids": np.array([f"new {row}" for row in range(60)])}
+    np.savez(tmp_path / "unlabelled.npz", **more)
+    np.savez(tmp_path / "more.npz", **more, y=(x[:, 0] > 0).astype(np.int64))
     return tmp_path
 
 
@@ -187,6 +189,9 @@ def test_a_ray_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_append_resume_overwrite(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     built = answer(capsys, *BUILD)
+    status, _, err = run(capsys, "index", "shop:build", "npz:unlabelled.npz", "--out", "ours", *QUIET, "--append")
+    assert status == 2
+    assert "Targets of the index are int64" in err
     more = ("index", "shop:build", "npz:more.npz", "--out", "ours", *QUIET)
     assert answer(capsys, *more, "--append")["samples"] == 120
     status, _, err = run(capsys, *more, "--append")

@@ -161,7 +161,8 @@ def test_denoise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = answer(capsys, *asked, "--weight-decay", "0.01", "--decayed", "*weight")
     assert [row["noise_left"] for row in found["rows"]] == pytest.approx(truth.noise_left.tolist(), rel=1e-4)
     assert found["noise_error"] == pytest.approx(truth.noise_error, rel=1e-4)
-    assert "fits no parameter" in run(capsys, *asked, "--decayed", "nothing.*")[2]
+    assert "fits no parameter" in run(capsys, *asked, "--weight-decay", "0.01", "--decayed", "nothing.*")[2]
+    assert "pass both" in run(capsys, *asked, "--decayed", "*weight")[2]
     status, out, err = run(capsys, *asked)
     assert status == 0
     assert "warning: stationarity is" in err
