@@ -264,7 +264,8 @@ class TestCsv:
                 "?target=y",
                 r"line 3, target column 'y': '\?' stands among 1 numbers in 2 rows",
             ),
-            ("x,y\n1,a\n1,\n", "?target=y", r"line 3, target column 'y': '' stands among 0 numbers in 2 rows"),
+            ("x,y\n1,a\n1,\n", "?target=y", r"line 3, target column 'y': '' is no label. Fill it in"),
+            ("x,y\n1,ant\n1,nan\n", "?target=y", r"line 3, target column 'y': 'nan' is no label. Fill it in"),
             ("x,y\n1,1\n1,inf\n", "?target=y", r"line 3, target column 'y': 'inf' is not a finite number"),
         ],
     )

@@ -173,7 +173,12 @@ def _targets(table: _Table, file: Path, column: str) -> tuple[Tensor, list[str] 
     is_number = [number_in(text) is not None for text in texts]
     has_numbers = any(is_number)
     for text, line, is_one in zip(texts, table.lines, is_number, strict=True):
-        if not text or (has_numbers and not is_one):
+        if not text or (text.lower() == "nan" and not all(is_number)):
+            raise SourceError(
+                f"{str(file)!r}, line {line}, target column {column!r}: {_short(text)} is no label. Fill it in, or leave "
+                "out the row."
+            )
+        if has_numbers and not is_one:
             raise SourceError(
                 f"{str(file)!r}, line {line}, target column {column!r}: {_short(text)} stands among "
                 f"{sum(is_number)} numbers in {len(texts)} rows. Make all of them numbers, or all of them names of "
