@@ -172,12 +172,14 @@ def _targets(table: _Table, file: Path, column: str) -> tuple[Tensor, list[str] 
     texts = table.targets
     is_number = [number_in(text) is not None for text in texts]
     has_numbers = any(is_number)
-    for text, line, is_one in zip(texts, table.lines, is_number, strict=True):
-        if not text or (text.lower() == "nan" and not all(is_number)):
+    are_names = not all(is_number)
+    for text, line in zip(texts, table.lines, strict=True):
+        if not text or (are_names and text.lower() == "nan"):
             raise SourceError(
-                f"{str(file)!r}, line {line}, target column {column!r}: {_short(text)} is no label. Fill it in, or leave "
-                "out the row."
+                f"{str(file)!r}, line {line}, target column {column!r}: {_short(text)} is no label. Fill it in, or "
+                "leave out the row."
             )
+    for text, line, is_one in zip(texts, table.lines, is_number, strict=True):
         if has_numbers and not is_one:
             raise SourceError(
                 f"{str(file)!r}, line {line}, target column {column!r}: {_short(text)} stands among "
