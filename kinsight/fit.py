@@ -11,7 +11,7 @@ and ambiguous, where a crowded sample is not fitted and its neighbors' labels di
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal
@@ -305,10 +305,12 @@ def groups_of(
         given = tuple(groups if listed is None else listed())
         if len(given) != len(targets):
             raise InputError(f"There are {len(given)} groups and {len(targets)} samples: pass one a sample.")
-        if strange := [each for each in given if not isinstance(each, Hashable)]:
-            raise InputError(f"A group is {strange[0]!r}: pass one name or number a sample.")
-        return tuple(None if each != each else each for each in given)
-    return None if labels.classes is None else tuple(names_of_classes(targets.tolist(), names))
+        try:
+            set(given)
+        except TypeError as error:
+            raise InputError(f"A group is no name or number ({error}): pass one of these a sample.") from error
+        return tuple(None if isinstance(each, float) and math.isnan(each) else each for each in given)
+    return None if labels.classes is None else tuple(names_of_classes(targets.long().tolist(), names))
 
 
 def _in_order(group: Any) -> tuple[bool, float, str]:

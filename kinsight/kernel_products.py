@@ -19,6 +19,7 @@ from kinsight.axes import Outputs, PerSample
 from kinsight.differentiation.batch_gradients import BatchGradients
 from kinsight.gradients.contractions import add_in_float64, in_float64
 from kinsight.kernel import GradientKernel
+from kinsight.plan import n_outputs_of
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Samples
 
@@ -75,7 +76,7 @@ def kernel_products(
         progress: whether to show a progress bar.
     """
     targets = data if queries is None else queries
-    n_each = 1 if weighting == "blocks" else _n_outputs(kernel, data)
+    n_each = 1 if weighting == "blocks" else n_outputs_of(kernel, data)
     n_bytes = 8 * n_each * sum(parameter.numel() for parameter in kernel.parameters.values())
     size = max(1, min(n_columns, kernel.max_bytes // 4 // n_bytes))
     groups = [slice(start, min(n_columns, start + size)) for start in range(0, n_columns, size)]
@@ -87,11 +88,6 @@ def kernel_products(
             found.append(one.read(targets, advance))
     values = torch.cat([each.values for each in found], dim=-1)
     return KernelProducts(values, found[0].lengths, found[0].outputs, found[0].total_length)
-
-
-def _n_outputs(kernel: GradientKernel, data: Samples) -> int:
-    kernel.block_size(data)  # looks at a few samples
-    return kernel.n_outputs or kernel.outputs(data.take([0])).shape[1]
 
 
 @dataclass(eq=False)

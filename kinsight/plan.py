@@ -358,3 +358,8 @@ N_TRIED = 32
 
 ROW_BYTES = 50
 """Of a row of an index beside sketch and outputs: id, digest, norm, rank, target."""
+
+
+def n_outputs_of(kernel: GradientKernel, data: Samples) -> int:
+    """How many outputs are differentiated; looked up at two samples where no batch has been seen."""
+    return kernel.n_outputs or kernel.outputs(data.take(range(min(2, len(data))))).shape[1]

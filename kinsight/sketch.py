@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def check_dim(dim: int) -> None:
     Raises:
         InputError: it is below 1, or above `MAX_DIM`.
     """
-    if not isinstance(dim, int) or dim < 1:
+    if not isinstance(dim, Integral) or dim < 1:
         raise InputError(f"dim is {dim}: a sketch has a whole number of numbers, at least 1.")
     if dim > MAX_DIM:
         raise InputError(f"dim is {dim}: sketches have at most {MAX_DIM:,} numbers. Exact similarities cost less then.")

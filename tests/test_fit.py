@@ -204,7 +204,8 @@ def test_every_regime(numbers: tuple[float, float, float, float], regime: str) -
         ({"least_count": math.nan}, InputError, "The count that splits regimes is nan"),
         ({"most_residual": math.nan}, InputError, "The residual that splits regimes is nan"),
         ({"groups": [1, 2]}, InputError, "2 groups and 203 samples"),
-        ({"groups": [[1, 2]] * 203}, InputError, r"A group is \[1, 2\]"),
+        ({"groups": [[1, 2]] * 203}, InputError, "A group is no name or number"),
+        ({"groups": [([1], 2)] * 203}, InputError, "A group is no name or number"),
         ({"power": math.inf}, InputError, "must be positive, and finite"),
     ],
 )

@@ -284,10 +284,17 @@ def test_append(index: Index, kernel: GradientKernel, tmp_path: Path) -> None:
 @pytest.mark.parametrize("targets", [None, torch.rand(10), torch.zeros(10, 2, dtype=torch.long)])
 def test_labels_of_another_kind_are_not_appended(index: Index, kernel: GradientKernel, targets: Tensor | None) -> None:
     """Else nothing could be asked about any label any more."""
-    more = Samples(torch.rand(10, 4), targets, ids=range(1000, 1010))
+    more = Samples(torch.rand(10, 6), targets, ids=range(1000, 1010))
     with pytest.raises(TargetError, match="Targets of the index are int64"):
         index.append(kernel, more)
     assert Index(index.folder).label_suspects().all_ids == index.ids
+
+
+def test_labels_are_appended_where_there_are_none(kernel: GradientKernel, tmp_path: Path) -> None:
+    folder = tmp_path / "unlabelled"
+    Index.build(folder, kernel, Samples(torch.randn(20, 6)), dim=DIM)
+    more = Samples(torch.randn(10, 6), torch.zeros(10, dtype=torch.long), ids=range(100, 110))
+    assert len(Index(folder).append(kernel, more)) == 30
 
 
 def test_an_interrupted_append_goes_on(index: Index, kernel: GradientKernel) -> None:

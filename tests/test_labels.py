@@ -328,6 +328,29 @@ def test_classes_that_are_stored_as_floats() -> None:
     torch.testing.assert_close(found.all_scores, plain.all_scores)
     with pytest.raises(TargetError, match="whole numbers"):
         kinsight.label_suspects(kernel, Samples(x, y + 0.5), task="classification")
+    named = Samples(x, y.double(), class_names=["a", "b", "c"])
+    assert [record["group"] for record in kinsight.fit_map(kernel, named, task="classification").by_group()] == list(
+        "abc"
+    )
+    assert kinsight.label_conflicts(kernel, named, task="classification").labels.dtype == torch.long
+
+
+class Squeezed(nn.Module):
+    """Of one sample alone, it says a number without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).squeeze()
+
+
+def test_outputs_that_are_squeezed() -> None:
+    x, y, _ = clusters()
+    for targets in (y, x[:, 0].round()):
+        kinsight.label_suspects(GradientKernel(Squeezed()), Samples(x, targets))
+        kinsight.label_conflicts(GradientKernel(Squeezed()), Samples(x, targets))
 
 
 def test_few_samples() -> None:

@@ -213,15 +213,28 @@ def test_a_transform_that_writes_into_its_input(is_batched: bool) -> None:
 @pytest.mark.parametrize(
     ("transform", "told"),
     [
-        (lambda x: torch.cat([x, x]), "made 48 samples of 24"),
-        (lambda x: x[:5], "made 5 samples of 24"),
-        (lambda x: None, "made a NoneType of 24"),
+        (lambda x: torch.cat([x, x]), "made 48 of 24 samples"),
+        (lambda x: x[:5], "made 5 of 24 samples"),
+        (lambda x: None, "made a NoneType of 24 samples"),
     ],
 )
 def test_a_transform_of_a_batch_gives_each_sample_one_view(transform: Any, told: str) -> None:
     loss = kinsight.SimilarityLoss(network(), pairs=Augmented(transform, n_views=4, is_batched=True))
     with pytest.raises(ShapeError, match=told):
         loss(inputs(24))
+
+
+def test_a_transform_may_give_a_list() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.net(x + y)
+
+    pairs = Augmented(lambda both: [both[0] + 0.1, both[1]], is_batched=True)
+    assert kinsight.SimilarityLoss(Two(), pairs=pairs)((inputs(), inputs())).requires_grad
 
 
 class Scaled(nn.Module):

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -193,6 +194,11 @@ def test_nan_is_named() -> None:
 def test_lengths_that_make_no_sense(dim: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         sketch(GradientKernel(torch.nn.Linear(3, 1)), torch.randn(2, 3), dim)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_a_length_may_be_a_number_of_numpy() -> None:
+    assert sketch(GradientKernel(torch.nn.Linear(3, 1)), torch.randn(2, 3), np.int64(8)).values.shape == (2, 8)
 
 
 def test_dim_for_an_error() -> None:

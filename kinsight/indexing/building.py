@@ -159,13 +159,10 @@ def _refuse_other_targets(known: dict[str, Any], part: dict[str, Any]) -> None:
         TargetError: they are not.
     """
     names = ("target_type", "target_shape")
-    if any(known[name] != part[name] for name in names):
-        kinds = [
-            "none" if each["target_type"] is None else " ".join(str(each[name]) for name in names)
-            for each in (known, part)
-        ]
+    if known["target_type"] is not None and any(known[name] != part[name] for name in names):
+        ours, theirs = (" ".join(str(each[name]) for name in names) for each in (known, part))
         raise TargetError(
-            f"Targets of the index are {kinds[0]}, and those of these samples {kinds[1]} (type, and shape of one). "
+            f"Targets of the index are {ours}, and those of these samples {theirs} (type, and shape of one). "
             "What is asked about labels is asked about all of an index: give these samples such targets, or build an "
             "index of their own."
         )

@@ -338,9 +338,9 @@ class Questions(Contents):
         return kind_of_output(self.about["kernel"]["output"].partition("(")[0])
 
     def _ballots(self, task: Task | None) -> Ballots:
-        found = Ballots.of(self._known_targets(), task)
-        ask_about_classes(found.targets, task, self._kind(), self.outputs.shape[1])
-        return found
+        targets = self._known_targets()
+        ask_about_classes(targets, task, self._kind(), lambda: self.outputs.shape[1])
+        return Ballots.of(targets, task)
 
     def _labels(self, task: Task | None) -> Labels:
         return Labels.among(self._known_targets(), self.outputs.shape[1], self._kind(), task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from kinsight.errors import InputError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, known_targets, scale_of
+from kinsight.plan import n_outputs_of
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
@@ -95,8 +97,9 @@ def label_conflicts(
         InputError: a number is out of range.
     """
     samples = Samples.wrap(data)
-    ballots = Ballots.of(known_targets(samples), task)
-    ask_about_classes(ballots.targets, task, kernel.output, kernel.outputs(samples.take([0])).shape[1])
+    targets = known_targets(samples)
+    ask_about_classes(targets, task, kernel.output, partial(n_outputs_of, kernel, samples))
+    ballots = Ballots.of(targets, task)
     return conflicts_among(
         lambda _: kernel.similarity_blocks(samples, None, normalization), samples.ids, ballots, least=least,
         n_conflicts=n_conflicts, least_difference=least_difference, precision=kernel.precision, error=None,

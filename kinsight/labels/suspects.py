@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +19,7 @@ from kinsight.labels.folds import Folds
 from kinsight.labels.leave_one_out import by_features, by_gram
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, known_targets, shares_of
 from kinsight.outputs import bytes_in_words
+from kinsight.plan import n_outputs_of
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.sketch import check_dim, error_of, similarities, sketch
@@ -204,7 +206,7 @@ def suspects_among(
         pairs: similarities of some samples with all.
         ids: of all samples.
         ballots: their labels.
-        verdicts: what all others say of each, [n b]; nan where they say nothing.
+        verdicts: what all others say of each, [n b], in terms of ballots; nan where they say nothing.
     """
     targets = ballots.targets
     scores, certainties = _judged(verdicts, ballots, method)
@@ -285,10 +287,10 @@ def _listed(kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, Gra
 
 def _ballots(kernels: Sequence[GradientKernel], samples: Samples, task: Task | None) -> Ballots:
     """What the samples vote with."""
-    found = Ballots.of(known_targets(samples), task)
-    for kernel in kernels[-1:]:
-        ask_about_classes(found.targets, task, kernel.output, kernel.outputs(samples.take([0])).shape[1])
-    return found
+    targets = known_targets(samples)
+    if kernels:
+        ask_about_classes(targets, task, kernels[-1].output, partial(n_outputs_of, kernels[-1], samples))
+    return Ballots.of(targets, task)
 
 
 def _judged_by(kernels: Sequence[GradientKernel], folds: Any, n: int) -> list[Tensor]:

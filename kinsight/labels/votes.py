@@ -2,13 +2,13 @@
 
     votes_i = sum over j != i of w_ij ballot_j    with    w_ij = similarity_ij^power, 0 where it is negative
 
-A ballot is a label, one-hot, or a value.
+A ballot is a label, one-hot, or a value less the mean of all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -90,7 +90,7 @@ def task_of(targets: Tensor, task: Task | None = None) -> Task:
     """The task that is named, or by the targets' type: floating-point numbers are values, integers classes.
 
     Raises:
-        TargetError: classes are no integers [n], or negative.
+        TargetError: classes are no whole numbers [n], or negative.
         UnknownNameError: there is no such task.
     """
     if task not in (None, "classification", "regression"):
@@ -101,18 +101,18 @@ def task_of(targets: Tensor, task: Task | None = None) -> Task:
     return found
 
 
-def ask_about_classes(targets: Tensor, task: Task | None, output: Type, c: int) -> None:
-    """Raise where targets are floats, and could be the classes of a network of c outputs all the same.
+def ask_about_classes(targets: Tensor, task: Task | None, output: Type, n_outputs: Callable[[], int]) -> None:
+    """Raise where targets are floats, and could be the classes of a network of so many outputs all the same.
 
     Tables with gaps hold class numbers so.
 
     Raises:
         TargetError: they could be, and no task is named.
     """
-    if task is not None or not targets.is_floating_point() or targets.dim() != 1 or c < 2 or not output.is_logits:
+    if task is not None or not targets.is_floating_point() or targets.dim() != 1 or not output.is_logits:
         return
     least, most = float(targets.min()), float(targets.max())
-    if _are_whole(targets) and 0 <= least < most < c:
+    if _are_whole(targets) and 0 <= least < most and most < (c := n_outputs()):
         raise TargetError(
             f"Targets are {str(targets.dtype).removeprefix('torch.')}, all of them whole numbers from 0 to "
             f"{most:.0f}, and the network has {c} outputs: are they classes? Say so: "
@@ -146,7 +146,7 @@ class Ballots:
     """What each sample votes with.
 
     Args:
-        targets: as they were given, [n] or [n d].
+        targets: as they were given, [n] or [n d]; classes as integers.
         task: 'classification' or 'regression'.
         classes: the labels there are, ascending, [b]; None for values.
         values: place of each sample's label among them, [n]; or the values, float64, [n b].
@@ -164,13 +164,14 @@ class Ballots:
         """Of targets; by their type where no task is named.
 
         Raises:
-            TargetError: classes are no integers [n], or negative.
+            TargetError: classes are no whole numbers [n], or negative.
             UnknownNameError: there is no such task.
         """
         found = task_of(targets, task)
         if found == "classification":
-            classes, values = torch.unique(targets.long(), return_inverse=True)
-            return Ballots(targets, found, classes, values)
+            numbers = targets.long() if targets.is_floating_point() else targets
+            classes, values = torch.unique(numbers.long(), return_inverse=True)
+            return Ballots(numbers, found, classes, values)
         values = targets.double().reshape(len(targets), -1)
         return Ballots(targets, found, None, values, values.mean(dim=0))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight.batches import Batch, as_batch, map_leaves
+from kinsight.batches import Batch, as_batch, has_samples, leaves, map_leaves
 from kinsight.errors import InputError, SampleTypeError, ShapeError, TargetError
 
 
@@ -135,24 +135,17 @@ class Augmented:
         if self.is_batched:
             copies = map_leaves(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
             found = self.transform(copies)
-            if (n_found := _n_samples(found)) != n:
-                told = f"a {type(found).__name__}" if n_found is None else f"{n_found} samples"
+            sizes = {len(leaf) for _, leaf in leaves(found) if has_samples(leaf)}
+            if sizes != {n}:
+                told = " and ".join(map(str, sorted(sizes))) or f"a {type(found).__name__}"
                 raise ShapeError(f"transform has made {told} of {n} samples: it has to give each sample one view.")
-            return found
+            return tuple(found) if isinstance(found, list) else found
         if not isinstance(inputs, Tensor):
             raise SampleTypeError(
                 f"Inputs are a {type(inputs).__name__} of tensors: pass Augmented(transform, is_batched=True), with a "
                 "transform of whole batches."
             )
         return torch.stack([torch.as_tensor(self.transform(sample.clone())) for sample in inputs])
-
-
-def _n_samples(inputs: Any) -> int | None:
-    """How many samples a transform has given; None where that is no batch of inputs."""
-    try:
-        return len(as_batch(inputs))
-    except InputError:
-        return None
 
 
 def _joined(parts: list[Any]) -> Any:
