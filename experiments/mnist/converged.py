@@ -53,7 +53,8 @@ def converged(name: str, records: Mapping[str, Record]) -> Iterator[str]:
     heading = ["arm", "rate", "weight", "seeds", f"after {1 - 1 / N_LOOKS:.0%} of the steps", "in the end"]
     yield table([*heading, "more than the baseline"], rows)
     differences = {arm: off(found, last["baseline"]) for arm, found in last.items() if arm != "baseline"}
-    yield " ".join([does_it_help("Accuracy", differences), *_of_views(last), *_at_the_edge(name, records)])
+    helps = [does_it_help("Accuracy", differences)] if differences else []
+    yield " ".join([*helps, *_of_views(last), *_at_the_edge(name, records)])
     missing = [arm for arm in ARMS if arm not in arms]
     if missing:
         yield f"Yet to be run: {', '.join(missing)}."
