@@ -21,6 +21,7 @@ from kinsight.kernel_products import LEAST_SHARE, KernelProducts, Weighting, ker
 from kinsight.labels.votes import Task, known_targets, task_of
 from kinsight.namesakes import self_positions
 from kinsight.outputs import OutputFunction
+from kinsight.plan import n_outputs_of
 from kinsight.samples import Id, Samples
 
 
@@ -185,8 +186,7 @@ class Labels:
         Raises:
             TargetError: there are none, or they are not of the kind that the task needs.
         """
-        c = kernel.outputs(samples.take([0])).shape[1]
-        return Labels.among(known_targets(samples), c, kernel.output, task)
+        return Labels.among(known_targets(samples), n_outputs_of(kernel, samples), kernel.output, task)
 
     @staticmethod
     def among(targets: Tensor, c: int, output: OutputFunction | type[OutputFunction], task: Task | None) -> Labels:

@@ -119,6 +119,9 @@ class Index(Questions):
             data: whatever `Samples` takes, with ids that are not in the index.
             engine: 'local' or 'ray', as in `build`.
             progress: whether to show a progress bar.
+
+        Raises:
+            TargetError: the index has targets, and these are of another kind, or none.
         """
         samples = Samples.wrap(data)
         with engine_named(engine, kernel, samples) as ready:

@@ -348,9 +348,12 @@ class Squeezed(nn.Module):
 
 def test_outputs_that_are_squeezed() -> None:
     x, y, _ = clusters()
-    for targets in (y, x[:, 0].round()):
-        kinsight.label_suspects(GradientKernel(Squeezed()), Samples(x, targets))
-        kinsight.label_conflicts(GradientKernel(Squeezed()), Samples(x, targets))
+    for targets in (y, x[:, 0].abs().round()):
+        found = kinsight.label_suspects(GradientKernel(Squeezed()), Samples(x, targets))
+        assert bool(found.all_scores.isfinite().all())
+        assert len(kinsight.label_conflicts(GradientKernel(Squeezed()), Samples(x, targets)).ids) > 0
+        assert bool(kinsight.averages(GradientKernel(Squeezed()), Samples(x, targets)).labels.isfinite().all())
+    assert len(kinsight.denoise(GradientKernel(Squeezed()), Samples(x, x[:, 0]), method="exact")) == N
 
 
 def test_few_samples() -> None:

@@ -16,6 +16,7 @@ from kinsight.errors import InputError, KinsightError, TargetError, UnknownNameE
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import LEAST_SHARE, kernel_products
 from kinsight.labels.votes import known_targets
+from kinsight.plan import n_outputs_of
 from kinsight.samples import Samples
 
 N_STEPS = 200
@@ -126,7 +127,7 @@ class LeastSquares:
         """
         targets = known_targets(samples)
         labels = targets.double().reshape(len(targets), -1)
-        c = kernel.outputs(samples.take([0])).shape[1]
+        c = n_outputs_of(kernel, samples)
         if not targets.is_floating_point() or labels.shape[1] != c:
             raise TargetError(
                 f"Targets are {str(targets.dtype).removeprefix('torch.')} [{' '.join(map(str, targets.shape))}], and "

@@ -186,11 +186,9 @@ class Ballots:
     def part(self, rows: slice) -> Tensor:
         """The ballots of some samples: one-hot, or values less `center`. [n b], float64."""
         values = self.values[rows]
-        return (
-            values - self.center
-            if self.classes is None
-            else torch.nn.functional.one_hot(values, self.n_columns).double()
-        )
+        if self.classes is None:
+            return values - self.center
+        return torch.nn.functional.one_hot(values, self.n_columns).double()
 
     def distances(self, means: Tensor) -> Tensor:
         """How far means of ballots [n b] are from values, in robust standard deviations; nan where they are. [n].
