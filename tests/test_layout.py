@@ -95,6 +95,9 @@ ORDER: dict[str, list[str]] = {
     "training": [
         "pairs",
         "second_order",
+        "parts",
+        "by_pairs",
+        "by_groups",
         "enforcing",
         "loss",
         "watching",

@@ -23,8 +23,10 @@ from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, SampleTypeError, SlowAttentionWarning, UnknownNameError
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.outputs import OutputFunction
-from kinsight.training.enforcing import Cost, Enforced, enforce, has_room_for
+from kinsight.training.by_groups import has_room_for
+from kinsight.training.enforcing import enforce
 from kinsight.training.pairs import Augmented, Pairing, PairSource, grouped, listed, paired, positions
+from kinsight.training.parts import Cost, Enforced
 from kinsight.training.second_order import Attention, as_used, twice_differentiable, unwrapped
 
 Route = Literal["auto", "pairs", "groups"]
