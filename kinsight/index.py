@@ -87,7 +87,7 @@ class Index(Questions):
         Raises:
             IndexExistsError: there is something in the folder.
             WrongModelError, ChangedDataError: an index to be resumed was built with other weights, or other data.
-            IndexWriteError, BusyIndexError: it cannot be written.
+            IndexWriteError, BusyIndexError: it cannot be written, or would not fit on the disk.
             EngineError: Ray is not there, or the model or data cannot be sent to actors.
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
 

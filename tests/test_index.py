@@ -17,6 +17,7 @@ from kinsight.errors import (
     ChangedDataError,
     IncompleteIndexError,
     IndexExistsError,
+    IndexWriteError,
     InputError,
     NoIndexError,
     NonFiniteError,
@@ -420,3 +421,14 @@ def test_a_killed_build_goes_on_to_the_same_rows(tmp_path: Path) -> None:
         found = Index(tmp_path / "killed", partial=True)
         assert found.verify() == []
     assert columns_of(finish(tmp_path / "killed")) == columns_of(finish(tmp_path / "at once"))
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(kernel: GradientKernel, index: Index, tmp_path: Path) -> None:
+    far_too_many = Samples(torch.zeros(1, 6).expand(10**12, 6))
+    for folder in (tmp_path / "new" / "one", index.folder):
+        with pytest.raises(IndexWriteError, match="1,000,000,000,000 samples, 64 numbers each, take 128 TB"):
+            Index.build(folder, kernel, far_too_many, dim=64, overwrite=True)
+    with pytest.raises(IndexWriteError, match="there is room for"):
+        index.append(kernel, far_too_many)
+    assert not (tmp_path / "new").exists()
+    assert len(Index(index.folder)) == len(index)

@@ -64,7 +64,9 @@ def test_each_sample_is_predicted_by_all_others(kind: str) -> None:
     x, y, _ = clusters()
     gram = network().flat_similarity(x)
     labels = Ballots.of(y).part(slice(0, N)) if kind == "classes" else torch.stack([x[:, 0].sin(), x[:, 1]], dim=1)
-    found = by_gram(gram, labels)
+    told: list[int] = []
+    found = by_gram(gram, labels, told.append)
+    assert sum(told) == len(RIDGES)
     assert error(found.values, refits(gram, labels, found.ridge)) < REFIT
     assert found.error == pytest.approx(float((found.values - labels).square().sum(dim=1).mean()))
     place = RIDGES.index(found.ridge)

@@ -10,6 +10,7 @@ from kinsight.batches import has_samples, leaves
 from kinsight.errors import ChangedDataError, IncompleteIndexError, InputError, TargetError
 from kinsight.identity import check_identity, content_digests, identity_of
 from kinsight.indexing.about import check_about
+from kinsight.indexing.durable import check_room
 from kinsight.indexing.engine import Engine, run
 from kinsight.indexing.manifest import MANIFEST
 from kinsight.indexing.rows import ROWS, ids_of, matrix_of
@@ -63,6 +64,7 @@ def build(
                         f"The index was begun with {name}={store.about[name]!r}, not {value!r}: sketches of both do "
                         "not compare. Pass the same, or build the index anew with overwrite=True."
                     )
+            _check_room(folder, len(samples) - store.n_rows(ROWS), store.about["dim"])
             _fill(store, kernel, samples, 0, engine, progress=progress)
         return
     if dim is None:
@@ -70,6 +72,7 @@ def build(
             kernel, samples.take(some_of(len(samples), N_TRIED, seed)), error, seed=seed, normalization=normalization
         )
     check_dim(dim)
+    _check_room(folder, len(samples), dim, is_replaced=overwrite and (folder / MANIFEST).exists())
     about = {
         "kernel": identity_of(kernel), "normalization": normalization, "dim": dim, "seed": seed,
         "has_previews": has_previews, "class_names": samples.class_names, "parts": [_part(samples, dim, first=0)],
@@ -90,11 +93,21 @@ def append(folder: Path, kernel: GradientKernel, samples: Samples, *, engine: En
                 "with."
             )
         if parts[-1]["is_complete"]:
+            _check_room(folder, len(samples), store.about["dim"])
             refuse_taken(samples.ids, taken_ids(store))
             part = _part(samples, store.about["dim"], first=store.n_rows(ROWS))
             _refuse_other_targets(parts[0], part)
             store.update(parts=[*parts, part])
         _fill(store, kernel, samples, len(store.about["parts"]) - 1, engine, progress=progress)
+
+
+def _check_room(folder: Path, n: int, dim: int, *, is_replaced: bool = False) -> None:
+    """Raise where the sketches of n samples do not fit on the disk.
+
+    Raises:
+        IndexWriteError: they do not.
+    """
+    check_room(folder, 2 * dim * n, f"Sketches of {n:,} samples, {dim:,} numbers each,", is_replaced=is_replaced)
 
 
 def taken_ids(store: Store) -> set[Id]:

@@ -8,12 +8,14 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from kinsight.errors import BusyIndexError, DamagedIndexError, IndexWriteError, StoreError
+from kinsight.outputs import bytes_in_words
 
 CHUNK_BYTES = 2**22
 """Read at a time, where a whole file need not be."""
@@ -111,6 +113,31 @@ def writing(folder: Path) -> Iterator[None]:
             f"Index {str(folder)!r} cannot be written: {why}. What was committed before is whole. Make room or give "
             "permission, then do the same again: it goes on from there."
         ) from error
+
+
+def check_room(folder: Path, n_bytes: int, what: str, *, is_replaced: bool = False) -> None:
+    """Raise where a disk has less room than is known to be needed: before an hour of work, not after it.
+
+    Args:
+        folder: where is written; it need not exist.
+        n_bytes: needed at least.
+        what: takes them, in words.
+        is_replaced: whether what is in the folder makes room.
+
+    Raises:
+        IndexWriteError: there is less.
+    """
+    with writing(folder):
+        there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+        room = shutil.disk_usage(there).free
+        if is_replaced:
+            room += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if n_bytes > room:
+        raise IndexWriteError(
+            f"{what} take {bytes_in_words(n_bytes)}, and where index {str(folder)!r} lies there is room for "
+            f"{bytes_in_words(room)}. Ask for a larger error= (half the error takes four times the room) or a smaller "
+            "dim=, or name a folder on another disk."
+        )
 
 
 class Lock:

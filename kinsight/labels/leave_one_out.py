@@ -61,7 +61,7 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
     Args:
         gram: [n n], float64; rows and columns of samples without similarities are nan.
         labels: [n b], float64.
-        advance: is told of every ridge tried.
+        advance: is told of every ridge that is tried, in the end of those that need not be.
     """
     is_known = ~gram.diagonal().isnan()
     if int(is_known.sum()) < 2:
@@ -70,9 +70,12 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
     known = gram if bool(is_known.all()) else gram[is_known][:, is_known]
 
     found: dict[float, tuple[float, Tensor]] = {}
+    n_tried = 0
 
     def error(ridge: float) -> float:
+        nonlocal n_tried
         inverse = _inverse(known, ridge)
+        n_tried += 1
         advance(1)
         if inverse is None:
             return torch.inf
@@ -83,6 +86,7 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
         return found[ridge][0]
 
     ridge = _least(error)
+    advance(len(RIDGES) - n_tried)
     values = torch.full_like(labels, torch.nan)
     values[is_known] = found[ridge][1]
     return LeftOut(values, ridge, found[ridge][0])

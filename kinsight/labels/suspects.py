@@ -16,7 +16,7 @@ from kinsight.errors import InputError, SampleTypeError, UnknownNameError, ZeroG
 from kinsight.kernel import GradientKernel, Normalization
 from kinsight.labels.calibration import calibrated
 from kinsight.labels.folds import Folds
-from kinsight.labels.leave_one_out import by_features, by_gram
+from kinsight.labels.leave_one_out import RIDGES, by_features, by_gram
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, known_targets, shares_of
 from kinsight.outputs import bytes_in_words
 from kinsight.plan import n_outputs_of
@@ -346,7 +346,8 @@ class _Judging:
         if self.dim is None and 24 * n**2 <= kernel.max_bytes:
             with progress_bar("similarities", n**2, is_shown=self.progress) as advance:
                 gram = filled(n, n, _watched(self.pairs(kernel, samples)(None), advance)).double()
-            return by_gram(gram.clamp_(-1, 1), labels).values
+            with progress_bar("ridges", len(RIDGES), is_shown=self.progress) as advance:
+                return by_gram(gram.clamp_(-1, 1), labels, advance).values
         sketches = self._sketches(kernel, samples, DIM if self.dim is None else self.dim)
         return by_features(lambda: iter([(0, sketches)]), labels).values
 
