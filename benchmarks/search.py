@@ -85,9 +85,9 @@ def measure_recall(name: str, given: argparse.Namespace, folder: Path) -> None:
     seconds, truth = timed(functools.partial(neighbors, kernel, queries, data, K))
     exact.seconds.append(seconds)
     for _ in range(given.runs):
-        seconds, found = timed(functools.partial(index.neighbors, queries, k=K, kernel=kernel, data=data))
+        seconds, found = timed(functools.partial(index.neighbors, queries, n_neighbors=K, kernel=kernel, data=data))
         ours.seconds.append(seconds)
-    sketched = index.neighbors(queries, k=K, kernel=kernel)
+    sketched = index.neighbors(queries, n_neighbors=K, kernel=kernel)
     facts = {
         "recall": recall(found.similarities, truth.similarities),
         "recall_of_sketches": recall(_true(kernel, queries, data, sketched.positions), truth.similarities),
@@ -160,13 +160,15 @@ def measure_million(n: int, given: argparse.Namespace, folder: Path) -> None:
     n_right = 0
     for row in range(N_TIMED):
         query = queries[row : row + 1]
-        seconds, found = timed(functools.partial(index.neighbors, query, k=K, kernel=kernel))
+        seconds, found = timed(functools.partial(index.neighbors, query, n_neighbors=K, kernel=kernel))
         ways[KINSIGHT].seconds.append(seconds)
         if row < 4 * given.runs:
-            seconds, scanned = timed(functools.partial(index.neighbors, query, k=K, kernel=kernel, is_exhaustive=True))
+            seconds, scanned = timed(
+                functools.partial(index.neighbors, query, n_neighbors=K, kernel=kernel, is_exhaustive=True)
+            )
             ways[SCAN].seconds.append(seconds)
             n_right += int((found.similarities >= scanned.similarities[:, -1:] - TIE).sum())
-            seconds, _ = timed(functools.partial(index.neighbors, query, k=K, kernel=kernel, data=many))
+            seconds, _ = timed(functools.partial(index.neighbors, query, n_neighbors=K, kernel=kernel, data=many))
             ways[RANKED].seconds.append(seconds)
     facts = {
         "query_seconds": ways[KINSIGHT].median, "ranked_seconds": ways[RANKED].median, "n": n, "dim": DIM, "k": K,

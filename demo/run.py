@@ -98,7 +98,7 @@ def share_right(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def show_index(index: kinsight.Index) -> None:
     """What was built, and what is asked of it alone: twins and hubs."""
-    about, table = index.info(), index.build_neighbors(k=10)
+    about, table = index.info(), index.build_neighbors(n_neighbors=10)
     twins, hub = table.duplicates(TWINS), int(table.occurrences().argmax())
     size = f"{about['samples']:,} digits, {about['dim']:,} numbers each, {about['bytes'] / 1e6:.0f} MB on disk"
     console.print(f"\n[bold]An index[/] of {size}; its similarities are off by {about['error']:.3f}.")

@@ -76,13 +76,16 @@ _HOME = {
     "uncertainty": "uncertainty",
 }
 
+_MODULES = ("errors", "outputs")
+"""That are reached as kinsight.errors, kinsight.outputs."""
+
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for only then: `import kinsight` and `kinsight --help` do not wait for torch."""
     if name in _HOME:
         return getattr(importlib.import_module(f"kinsight.{_HOME[name]}"), name)
-    if name == "errors":
-        return importlib.import_module("kinsight.errors")
+    if name in _MODULES:
+        return importlib.import_module(f"kinsight.{name}")
     raise AttributeError(f"module 'kinsight' has no attribute {name!r}")
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from kinsight.differentiation.unit_gradients import warn_undefined
-from kinsight.errors import InputError
-from kinsight.kernel import GradientKernel
+from kinsight.errors import UnknownNameError
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.kernel_products import LEAST_SHARE, KernelProducts, Weighting, kernel_products
 from kinsight.labels.votes import Task, known_targets, task_of
 from kinsight.namesakes import self_positions
@@ -81,15 +81,19 @@ class Averages:
         if not bool(known.any()):
             return "Around no sample is there a mean: all sums of weights are as good as 0."
         text = (
-            f"Around half of the samples, the variance of labels is below {float(self.variances[known].median()):.3g}"
+            f"For half of the samples, the variance of labels around them is below "
+            f"{float(self.variances[known].median()):.3g}"
         )
         if self.residuals is not None:
             typical = float(self.residuals[known].norm(dim=1).median())
             text += f", and what the network says is off labels by {typical:.3g}, on average around them"
-        n_mixed, n_below = int((self.weights[known] < 0).sum()), int((self.variances[known] < 0).sum())
-        text += f". For {int((~known).sum()):,} of {len(self):,} samples weights cancel, and nothing is said"
-        text += f"; for {n_mixed:,} they are negative in sum, and means are none" if n_mixed else ""
-        return text + (f"; for {n_below:,} variances are negative, and say nothing." if n_below else ".")
+        counted = (
+            (int((~known).sum()), "weights cancel, and nothing is said"),
+            (int((self.weights[known] < 0).sum()), "weights are negative in sum, and means are none"),
+            (int((self.variances[known] < 0).sum()), "variances are negative, and say nothing"),
+        )
+        notes = [f"for {n:,} of {len(self):,} samples {what}" for n, what in counted if n]
+        return f"{text}. F{'; '.join(notes)[1:]}." if notes else f"{text}."
 
 
 def averages(
@@ -122,19 +126,28 @@ def averages(
 
     Raises:
         TargetError: no targets, or of the wrong kind.
-        UnknownNameError: there is no such task.
+        UnknownNameError: there is no such task, or weighting.
+
+    Example:
+        >>> data = Samples(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0]]), torch.tensor([1.0, 1.0, 4.0]))
+        >>> averages(GradientKernel(torch.nn.Linear(2, 1)), data).labels  # of lonely samples most of all their own
+        tensor([[1.3088],
+                [1.2030],
+                [3.1978]], dtype=torch.float64)
 
     Reference:
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
     """
+    check_kernel(kernel)
     if weighting not in ("whitened", "flat", "kernel"):
-        raise InputError(f"weighting is {weighting!r}: averages are weighted by 'whitened', 'flat' or 'kernel'.")
+        raise UnknownNameError(f"weighting {weighting!r} is unknown: use 'whitened', 'flat' or 'kernel'.")
     samples = Samples.wrap(data)
-    asked = None if queries is None or queries is data else Samples.wrap(queries)
+    asked = Samples.asked(samples, data, queries)
     labels = Labels.of(kernel, samples, task)
     return averages_among(
-        kernel, samples, labels, asked, weighting=weighting, include_self=include_self, progress=progress
-    )
+        kernel, samples, labels, None if asked is samples else asked, weighting=weighting, include_self=include_self,
+        progress=progress,
+    )  # fmt: skip
 
 
 def averages_among(
@@ -148,19 +161,19 @@ def averages_among(
     progress: bool,
 ) -> Averages:
     """The same, of samples whose labels are at hand; see `averages`."""
-    targets = samples if queries is None else queries
+    asked = samples if queries is None else queries
 
     def columns(rows: slice | Tensor, outputs: Tensor) -> Tensor:
         return labels.columns(rows, outputs.double())
 
     found = kernel_products(kernel, samples, columns, labels.n_columns, queries, weighting=weighting, progress=progress)
-    warn_undefined([targets.ids[row] for row in (found.lengths == 0).nonzero().flatten().tolist()])
+    warn_undefined([asked.ids[row] for row in (found.lengths == 0).nonzero().flatten().tolist()])
     values = found.values
     if not include_self:
-        places = self_positions(targets, samples)
+        places = self_positions(asked, samples)
         own = columns(places.clamp(min=0), found.outputs) * (found.lengths.square() * (places >= 0))[:, None]
         values = values - own
-    return labels.averaged(values, found, targets.ids, weighting, len(samples))
+    return labels.averaged(values, found, asked.ids, weighting, len(samples))
 
 
 @dataclass(frozen=True, eq=False)

@@ -308,10 +308,10 @@ def checked_positions(rows: Any, n: int) -> list[int]:
 
 
 def checked_count(name: str, count: Any) -> int:
-    """The count, if it is an int of at least 1."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise InputError(f"{name}={count!r} is not a number of samples; it has to be 1 or more.")
-    return count
+    """The count, if it is a whole number of at least 1."""
+    if isinstance(count, bool) or not hasattr(count, "__index__") or operator.index(count) < 1:
+        raise InputError(f"{name} is {count!r}: it has to be a whole number, 1 or more.")
+    return operator.index(count)
 
 
 def check_length(name: str, found: int, n: int) -> None:

@@ -7,12 +7,15 @@
 with k the similarity. x itself counts where it is in the data: around the data's own samples or parts of the data, or
 by id where both sides were given ids; `include_self=False` takes its exact term out. Other queries are strangers.
 Samples with zero gradient have no similarity: they add nothing to any count, and their own count is nan.
+
+Reference: Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,8 +24,9 @@ from torch import Tensor
 
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, UnknownNameError
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.namesakes import self_positions
+from kinsight.normalization import Normalization
 from kinsight.progress import Advance, progress_bar
 from kinsight.samples import Id, Samples
 from kinsight.unit_sum import Route, UnitSum
@@ -78,7 +82,7 @@ class Counts:
             return "No sample has a count: every gradient is zero."
         low, middle, high = (f"{values[place]:,.3g}" for place in (0, len(values) // 2, -1))
         text = (
-            f"Around half of {len(values):,} samples, counts are below {middle}; the loneliest, "
+            f"Half of {len(values):,} samples have counts below {middle}; the loneliest, "
             f"{self.ids[int(order[0])]!r}, has {low}, the most crowded, {self.ids[int(order[-1])]!r}, {high}."
         )
         if self.error is not None:
@@ -129,26 +133,37 @@ def soft_count(
 
     Returns:
         `Counts`, [n].
+
+    Raises:
+        UnknownNameError: there is no such normalization, or route.
+        InputError: route='forward', and queries that are not the data.
+        ModelError: route='forward', and the model has no derivative in forward mode.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> soft_count(GradientKernel(torch.nn.Linear(2, 1)), x).values  # the last one is the loneliest
+        tensor([2.6723, 2.4063, 2.7107, 2.2595], dtype=torch.float64)
     """
+    check_kernel(kernel, normalization)
     samples = Samples.wrap(data)
-    targets = samples if queries is None or queries is data else Samples.wrap(queries)
+    asked = Samples.asked(samples, data, queries)
     if route not in ("auto", "forward", "captures"):
         raise UnknownNameError(f"route {route!r} is unknown: use 'auto', 'forward' or 'captures'.")
-    is_own = targets is samples
+    is_own = asked is samples
     if route == "forward" and not is_own:
         raise InputError(
             "route='forward' reads the data's own samples only: their norms are known from the first pass."
         )
     total = UnitSum(kernel, normalization, max_kept=kernel.max_bytes // 2 if is_own and route == "auto" else 0)
-    with progress_bar("soft count", len(samples) + len(targets), is_shown=progress) as advance:
+    with progress_bar("soft count", len(samples) + len(asked), is_shown=progress) as advance:
         for batch in samples.batches(kernel.block_size(samples)):
             total.add(batch)
             advance(len(batch))
-        values, how = total.read_own(samples, route, advance) if is_own else total.read(targets, advance)
+        values, how = total.read_own(samples, route, advance) if is_own else total.read(asked, advance)
     if not include_self:
-        values = values - (self_positions(targets, samples) >= 0).to(values)
-    warn_undefined([targets.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
-    return Counts(targets.ids, values, len(samples), normalization, include_self, how)
+        values = values - (self_positions(asked, samples) >= 0).to(values)
+    warn_undefined([asked.ids[row] for row in values.isnan().nonzero().flatten().tolist()])
+    return Counts(asked.ids, values, len(samples), normalization, include_self, how)
 
 
 def hard_count(
@@ -178,6 +193,12 @@ def hard_count(
 
     Raises:
         InputError: there are no thresholds, or one is nan.
+        UnknownNameError: there is no such normalization.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> hard_count(GradientKernel(torch.nn.Linear(2, 1)), x, thresholds=[0.8, 0.4]).values.tolist()
+        [[2.0, 3.0], [2.0, 2.0], [2.0, 3.0], [2.0, 2.0]]
     """
     taus, is_single = thresholds_of(thresholds)
     counts = _blockwise(kernel, data, queries, above(taus), normalization, include_self=include_self, progress=progress)
@@ -210,6 +231,12 @@ def power_count(
 
     Raises:
         InputError: the power is not positive.
+        UnknownNameError: there is no such normalization.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> power_count(GradientKernel(torch.nn.Linear(2, 1)), x, power=2).values
+        tensor([2.2000, 2.0200, 2.1500, 1.8700], dtype=torch.float64)
     """
     count = powers(power)
     counts = _blockwise(kernel, data, queries, count, normalization, include_self=include_self, progress=progress)
@@ -222,7 +249,10 @@ def thresholds_of(thresholds: Thresholds) -> tuple[Tensor, bool]:
     Raises:
         InputError: there are none, they are a table, or one is nan.
     """
-    taus = torch.as_tensor(thresholds, dtype=torch.float64)
+    try:
+        taus = torch.as_tensor(thresholds, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"thresholds are {thresholds!r}: pass one similarity, or a list of them.") from error
     if taus.dim() > 1 or not taus.numel():
         raise InputError(f"thresholds are {list(taus.shape)}: pass one similarity, or a list of them.")
     if bool(taus.isnan().any()):
@@ -241,8 +271,8 @@ def powers(power: float) -> Callable[[Tensor], Tensor]:
     Raises:
         InputError: the power is not positive.
     """
-    if not power > 0:
-        raise InputError(f"power is {power}: it must be positive (0 would count every similarity above 0 as 1).")
+    if not isinstance(power, Real) or not power > 0:
+        raise InputError(f"power is {power!r}: it must be positive (0 would count every similarity above 0 as 1).")
     return lambda similarities: similarities.clamp(min=0).pow(power).sum(dim=1, keepdim=True)
 
 
@@ -256,13 +286,14 @@ def _blockwise(
     include_self: bool,
     progress: bool,
 ) -> Counts:
+    check_kernel(kernel, normalization)
     samples = Samples.wrap(data)
-    targets = samples if queries is None or queries is data else Samples.wrap(queries)
-    pairs = kernel.similarity_blocks(targets, None if targets is samples else samples, normalization)
-    same = self_positions(targets, samples)
-    with progress_bar("counting", len(samples) * len(targets), is_shown=progress) as advance:
+    asked = Samples.asked(samples, data, queries)
+    pairs = kernel.similarity_blocks(asked, None if asked is samples else samples, normalization)
+    same = self_positions(asked, samples)
+    with progress_bar("counting", len(samples) * len(asked), is_shown=progress) as advance:
         values = counted(pairs, same, count, include_self=include_self, advance=advance)
-    return Counts(targets.ids, values, len(samples), normalization, include_self, "blockwise")
+    return Counts(asked.ids, values, len(samples), normalization, include_self, "blockwise")
 
 
 def counted(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kinsight.density import Counts
-from kinsight.errors import IndexExistsError, IndexWriteError, InputError
+from kinsight.errors import IndexExistsError, IndexWriteError, InputError, SampleTypeError
 from kinsight.indexing.knn import TABLE, NeighborTable
 from kinsight.indexing.rows import ROWS
 from kinsight.labels.suspects import LabelSuspects
@@ -39,7 +39,15 @@ def as_table(result: Result) -> pa.Table:
     """The rows of a result as columns; `.to_pandas()` makes a data frame of them.
 
     Numbers in a column that has texts, too, such as ids of both kinds, become texts.
+
+    Raises:
+        SampleTypeError: it has no rows.
     """
+    if not hasattr(result, "rows"):
+        raise SampleTypeError(
+            f"A {type(result).__name__} has no rows to write: export what is said of samples, such as counts, "
+            "neighbors, suspected labels."
+        )
     records = [dict(row) for row in result.rows()]
     names = list(records[0]) if records else list(getattr(result, "columns", ()))
     return pa.table({name: _column([record[name] for record in records]) for name in names})
@@ -75,7 +83,9 @@ def export(result: Result, path: str | Path, *, overwrite: bool = False) -> int:
     if path.suffix not in (".parquet", ".csv"):
         raise InputError(f"{str(path)!r}: results are written to files that end in .parquet or .csv.")
     if path.exists() and not overwrite:
-        raise IndexExistsError(f"{str(path)!r} is there already: pass overwrite=True to replace it.")
+        raise IndexExistsError(f"{str(path)!r} is there already: pass overwrite=True to replace it, or another name.")
+    if not path.parent.is_dir():
+        raise IndexWriteError(f"{str(path)!r}: there is no folder {str(path.parent)!r}. Make it, or pass another name.")
     table, draft = as_table(result), path.with_name(f".{path.name}.draft")
     try:
         if path.suffix == ".parquet":
@@ -87,7 +97,10 @@ def export(result: Result, path: str | Path, *, overwrite: bool = False) -> int:
                 writer.writerows(map(_cells, table.to_pylist()))
         os.replace(draft, path)
     except OSError as error:
-        raise IndexWriteError(f"{str(path)!r} cannot be written: {error}.") from error
+        raise IndexWriteError(
+            f"{str(path)!r} cannot be written: {error.strerror or error}. Nothing was changed: make room or give "
+            "permission, or pass another name."
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return len(table)

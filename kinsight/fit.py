@@ -22,8 +22,9 @@ from torch import Tensor
 
 from kinsight.averages import Averages, Labels, averages_among
 from kinsight.errors import InputError, TargetError, UnknownNameError
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.labels.votes import Ballots, Task, check_power, known_targets, names_of_classes, scale_of, votes_of
+from kinsight.normalization import Normalization
 from kinsight.samples import Id, Samples
 from kinsight.stream import Pairs
 
@@ -215,9 +216,8 @@ def fit_map(
         InputError: the power is not positive, a split is nan, or groups are not one a sample.
         UnknownNameError: there is no such normalization, or task.
     """
+    check_kernel(kernel, normalization)
     check_power(power)
-    if normalization not in ("whitened", "flat"):
-        raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
     samples = Samples.wrap(data)
     targets = known_targets(samples)
     labels = Labels.of(kernel, samples, task)

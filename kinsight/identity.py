@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kinsight.batches import has_samples, leaves
 from kinsight.errors import WrongModelError
-from kinsight.kernel import GradientKernel
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.outputs import OutputFunction
 from kinsight.samples import Batch
 
@@ -45,6 +45,7 @@ def check_identity(kernel: GradientKernel, known: Mapping[str, Any], what: str) 
     Raises:
         WrongModelError: it has other weights, another output, or other parameters.
     """
+    check_kernel(kernel)
     found = identity_of(kernel)
     reasons = {
         "weights": "was built from weights {}..., this kernel has {}.... Similarities across weights mean nothing",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kinsight.batches import checked_count
 from kinsight.errors import IncompleteIndexError, InputError
 from kinsight.identity import check_identity
 from kinsight.indexing import building
@@ -18,12 +19,14 @@ from kinsight.indexing.building import ERROR, taken
 from kinsight.indexing.engine import EngineName, engine_named
 from kinsight.indexing.exchange import read_parquet, write_parquet
 from kinsight.indexing.knn import TABLE, NeighborTable, fill_neighbors
+from kinsight.indexing.queries import Queries, SketchedQueries
 from kinsight.indexing.questions import Questions
 from kinsight.indexing.rows import matrix_of
-from kinsight.indexing.search import Queries, as_neighbors, exactly, nearest, of_inputs, of_rows
+from kinsight.indexing.search import as_neighbors, exactly, nearest
 from kinsight.indexing.store import Damage, Store
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
 from kinsight.neighbors import Neighbors
+from kinsight.normalization import Normalization
 from kinsight.samples import Batch, Id, Samples
 
 SEARCHED_FROM = 200_000
@@ -93,10 +96,10 @@ class Index(Questions):
 
         Example:
             >>> import tempfile
-            >>> model, x = torch.nn.Linear(3, 1), torch.randn(100, 3)
+            >>> kernel, x = GradientKernel(torch.nn.Linear(3, 1)), torch.randn(100, 3)
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     index = Index.build(folder, GradientKernel(model), x, dim=256)
-            ...     len(index), index.neighbors(x[:2], k=3, kernel=GradientKernel(model), data=x).positions.shape
+            ...     index = Index.build(folder, kernel, x, dim=256)
+            ...     len(index), index.neighbors(x[:2], n_neighbors=3, kernel=kernel, data=x).positions.shape
             (100, torch.Size([2, 3]))
         """
         samples = Samples.wrap(data)
@@ -154,7 +157,7 @@ class Index(Questions):
         queries: Any = None,
         *,
         ids: Sequence[Id] | None = None,
-        k: int = 10,
+        n_neighbors: int = 10,
         kernel: GradientKernel | None = None,
         data: Any = None,
         n_candidates: int | None = None,
@@ -170,7 +173,7 @@ class Index(Questions):
             queries: whatever `Samples` takes. Where `data` is passed, too, a query that is a part of it (`data.take`,
                 `data.first`, or by id where both were given ids) is not its own neighbor; all others are strangers.
             ids: ids of samples of the index, in place of queries; none of them is its own neighbor.
-            k: neighbors of each.
+            n_neighbors: of each, k.
             kernel: the kernel the index was built with; queries that are inputs need it.
             data: the data the index was built from, to compute true similarities.
             n_candidates: samples whose true similarity is computed, for each query; at least 100 and 10 k where left
@@ -182,20 +185,20 @@ class Index(Questions):
 
         Raises:
             WrongModelError: the kernel is another.
-            ChangedDataError: candidates are not what the index was built from.
+            ChangedDataError: the data is not what the index was built from.
             UnknownNameError: there is no sample with such an id.
         """
-        if k < 1:
-            raise InputError(f"k is {k}: ask for at least 1 neighbor.")
+        k = checked_count("n_neighbors", n_neighbors)
         if (queries is None) == (ids is None):
             raise InputError("Pass queries, inputs whose neighbors are asked for, or ids of samples of the index.")
         if kernel is not None:
             self.check(kernel)
         samples = None if data is None else Samples.wrap(data)
+        asked: Queries
         if ids is None:
-            asked = of_inputs(self.about, queries, kernel, samples)
+            asked = SketchedQueries.of_inputs(self.store, queries, kernel, samples)
         else:
-            asked = of_rows(self.store, ids, self.rows_of(ids))
+            asked = Queries.of_rows(self.store, ids, self.rows_of(ids))
         if samples is None or kernel is None:
             values, rows = self._nearest(asked, k, is_exhaustive=is_exhaustive)
             return as_neighbors(asked, values, rows, self.ids, self.normalization, self.error)
@@ -207,19 +210,23 @@ class Index(Questions):
         values, rows = exactly(kernel, self.normalization, asked, rows, k, take)
         return as_neighbors(asked, values, rows, self.ids, self.normalization, None)
 
-    def build_neighbors(self, k: int = 10, *, max_bytes: int = 2**30, progress: bool = False) -> NeighborTable:
+    def build_neighbors(
+        self, n_neighbors: int = 10, *, max_bytes: int = 2**30, progress: bool = False
+    ) -> NeighborTable:
         """The k nearest neighbors of every sample, by the cosines of sketches, kept as a table in the index.
 
         Block by block, in bounded memory; after an interruption the same call goes on.
 
         Args:
-            k: neighbors of each.
+            n_neighbors: of each, k.
             max_bytes: of the sketches that are held at once.
             progress: whether to show a progress bar.
 
         Raises:
+            InputError: it is no whole number above 0.
             IndexWriteError, BusyIndexError: the index cannot be written.
         """
+        k = checked_count("n_neighbors", n_neighbors)
         if self.about.get(TABLE) == {"k": k, "n": len(self)} and self.store.n_rows(TABLE) == len(self):
             return self.neighbor_table()
         with Store.open(self.folder, for_writing=True) as store:

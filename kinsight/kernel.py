@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kinsight.axes import GramBlock, OutputBlocks, Outputs, PerSample
+from kinsight.batches import checked_count
 from kinsight.captures.running import check_finite
 from kinsight.differentiation.batch_gradients import BatchGradients, OwnGram
 from kinsight.differentiation.differentiate import Differentiator
@@ -17,22 +18,14 @@ from kinsight.differentiation.footprint import Footprint, measure
 from kinsight.differentiation.layer_by_layer import Take
 from kinsight.differentiation.trace import Check
 from kinsight.differentiation.unit_gradients import Normalizer, UnitGradients, mark_undefined, warn_undefined
-from kinsight.errors import (
-    EmptyDataError,
-    InputError,
-    NonFiniteError,
-    SampleTypeError,
-    UnknownNameError,
-)
+from kinsight.errors import EmptyDataError, InputError, NonFiniteError, SampleTypeError, UnknownNameError
 from kinsight.gradients.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
+from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction, resolve_output
 from kinsight.parameters import choose_parameters
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, filled, pair_blocks, symmetric_pair_blocks
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
-
-Normalization = Literal["whitened", "flat"]
-"""Which similarity: the whitened trace k_C (for one output the cosine), or Tr K(x,y) / sqrt(Tr K(x,x) Tr K(y,y))."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +68,8 @@ class GradientKernel:
 
     Raises:
         NoParametersError: nothing to differentiate with respect to.
-        UnknownNameError: an unknown output or parameter name.
-        InputError: a batch size or a bound on memory below 1.
+        UnknownNameError: an unknown output or parameter name, contraction or check.
+        InputError: a batch size, a bound on memory or a number of outputs below 1.
 
     Example:
         >>> import torch, kinsight
@@ -105,11 +98,14 @@ class GradientKernel:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SampleTypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
-        for name, value in (("batch_size", batch_size), ("max_bytes", max_bytes)):
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: at least one sample, and its gradients, have to fit.")
-        if contraction not in ("full", "bfloat16", "split"):
-            raise UnknownNameError(f"contraction {contraction!r} is unknown: use 'full', 'bfloat16' or 'split'.")
+        for name, value in (("batch_size", batch_size), ("max_bytes", max_bytes), ("max_outputs", max_outputs)):
+            if value is not None:
+                checked_count(name, value)
+        for name, known, asked in (
+            ("contraction", get_args(Contraction), contraction), ("check", get_args(Check), check),
+        ):  # fmt: skip
+            if asked not in known:
+                raise UnknownNameError(f"{name} {asked!r} is unknown: use {', '.join(map(repr, known))}.")
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.output = resolve_output(output)
         self.parameters = choose_parameters(self.model, parameters)
@@ -177,18 +173,7 @@ class GradientKernel:
             NonFiniteError: norms overflow, with the samples' ids.
             UnknownNameError: there is no such normalization.
         """
-        if normalization not in ("whitened", "flat"):
-            raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
-        own = gradients.self_blocks()
-        check_finite(own, gradients, "gradients")
-        c = own.shape[1]
-        squares = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0)
-        norms = squares.sqrt()
-        if normalization == "flat" or c == 1:
-            return Normalizer.scaling(norms, c)
-        own_spectrum = spectrum(own, self.precision)
-        mixing = own_spectrum.power(-0.5) / own_spectrum.ranks.clamp(min=1).double().sqrt()[:, None, None]
-        return Normalizer(norms, mixing, own_spectrum.ranks, spread=own_spectrum.spread)
+        return Normalizer.of(gradients, normalization, self.precision)
 
     # ----------------------------------------------------------------------------------------- kernel values
 
@@ -330,7 +315,7 @@ class GradientKernel:
         self,
         rows: Source,
         columns: Source | None = None,
-        normalization: Normalization = "flat",
+        normalization: Normalization = "whitened",
         *,
         combine: Callable[[UnitGradients, UnitGradients], Tensor] = UnitGradients.gram,
     ) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -345,6 +330,7 @@ class GradientKernel:
             combine: what is computed from two batches; their similarities where left out. Rows and columns of samples
                 with zero gradient are nan.
         """
+        check_normalization(normalization)
         undefined: dict[Id, None] = {}
 
         def values(a: UnitGradients, b: UnitGradients) -> Tensor:
@@ -435,6 +421,20 @@ class GradientKernel:
 
     def _spectrum(self, gradients: BatchGradients) -> Spectrum:
         return spectrum(gradients.self_blocks(), self.precision)
+
+
+def check_kernel(kernel: Any, normalization: Normalization = "flat") -> None:
+    """Raise where what is asked is no kernel, or there is no such similarity.
+
+    Raises:
+        SampleTypeError, UnknownNameError: it is none, or there is none.
+    """
+    if not isinstance(kernel, GradientKernel):
+        raise SampleTypeError(
+            f"kernel is a {type(kernel).__name__}, and similarities are asked of a GradientKernel: pass "
+            "kinsight.GradientKernel(model)."
+        )
+    check_normalization(normalization)
 
 
 _FEW = 4

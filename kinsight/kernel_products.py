@@ -75,17 +75,17 @@ def kernel_products(
         sample_weights: of the data in `total_length`, [n]; 1 where left out.
         progress: whether to show a progress bar.
     """
-    targets = data if queries is None else queries
+    asked = data if queries is None else queries
     n_each = 1 if weighting == "blocks" else n_outputs_of(kernel, data)
     n_bytes = 8 * n_each * sum(parameter.numel() for parameter in kernel.parameters.values())
     size = max(1, min(n_columns, kernel.max_bytes // 4 // n_bytes))
     groups = [slice(start, min(n_columns, start + size)) for start in range(0, n_columns, size)]
     found = []
-    with progress_bar("kernel sums", len(groups) * (len(data) + len(targets)), is_shown=progress) as advance:
+    with progress_bar("kernel sums", len(groups) * (len(data) + len(asked)), is_shown=progress) as advance:
         for group in groups:
             one = _Pass(kernel, weighting, kernel.max_bytes // 2 if queries is None else 0, sample_weights)
             one.add(data, columns, group, advance)
-            found.append(one.read(targets, advance))
+            found.append(one.read(asked, advance))
     values = torch.cat([each.values for each in found], dim=-1)
     return KernelProducts(values, found[0].lengths, found[0].outputs, found[0].total_length)
 

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kinsight.errors import InputError
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.batches import checked_count
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.namesakes import self_positions
+from kinsight.normalization import Normalization
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 
@@ -91,13 +92,19 @@ def neighbors(
         `Neighbors`, [q k]. Equal similarities come in the order of the data.
 
     Raises:
-        InputError: k is not positive.
+        InputError: k is not a whole number above 0.
+        UnknownNameError: there is no such normalization.
+
+    Example:
+        >>> data = Samples(torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]]))
+        >>> neighbors(GradientKernel(torch.nn.Linear(2, 1)), data.take([0]), data, 2).ids
+        ((1, 2),)
 
     Reference:
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
     """
-    if n_neighbors < 1:
-        raise InputError(f"n_neighbors is {n_neighbors}: ask for at least 1.")
+    check_kernel(kernel, normalization)
+    checked_count("n_neighbors", n_neighbors)
     columns = Samples.wrap(data)
     rows = columns if queries is data else Samples.wrap(queries)
     same = self_positions(rows, columns)

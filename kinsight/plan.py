@@ -23,7 +23,7 @@ from kinsight.differentiation.unit_gradients import UnitGradients
 from kinsight.errors import UnknownNameError
 from kinsight.gradients.contractions import SCRATCH_BYTES, in_float64
 from kinsight.gradients.costs import PASSING_BYTES
-from kinsight.kernel import GradientKernel
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.live import peak_bytes
 from kinsight.samples import Batch, Samples
 from kinsight.sketch import measured_dim, sketch
@@ -150,8 +150,9 @@ def plan(
     """
     if question not in ("gram", "similarity", "soft_count", "index"):
         raise UnknownNameError(f"question {question!r} is unknown: use 'gram', 'similarity', 'soft_count' or 'index'.")
+    check_kernel(kernel)
     columns = Samples.wrap(data)
-    rows = columns if queries is None or queries is data else Samples.wrap(queries)
+    rows = Samples.asked(columns, data, queries)
     sizes = kernel.block_size(rows), kernel.block_size(columns)
     n, m = len(rows), 0 if rows is columns else len(columns)
     if question == "index":

@@ -282,7 +282,7 @@ def reader_of(data: Any, unpack: Unpack | None) -> Reader:
             f"{kind_of(data)} can be read only once; samples are read several times. Pass what it is made "
             "from, or list(...) of it where it yields Batch."
         )
-    hint = " For a string that names a data set call load_samples." if isinstance(data, str) else ""
+    hint = " For a string that names a data set call kinsight.sources.load_samples." if isinstance(data, str) else ""
     raise SampleTypeError(f"Samples cannot be read from {kind_of(data)}. Understood are {_UNDERSTOOD}.{hint}")
 
 

@@ -106,6 +106,17 @@ class Samples:
         """The samples of whatever `Samples` understands; Samples themselves come back as they are."""
         return data if isinstance(data, Samples) else cls(data)
 
+    @classmethod
+    def asked(cls, samples: Samples, data: Any, queries: Any) -> Samples:
+        """The samples that are asked about, `queries`; those of the data themselves where it is that, or left out.
+
+        Args:
+            samples: of the data, as `wrap` made them.
+            data: as the user passed it.
+            queries: whatever `Samples` takes, or None.
+        """
+        return samples if queries is None or queries is data else cls.wrap(queries)
+
     def __len__(self) -> int:
         n = len(self._reader)
         if n == 0:

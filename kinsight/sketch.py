@@ -17,7 +17,8 @@ from kinsight.errors import InputError, ZeroGradientWarning
 from kinsight.gradients import Gradients
 from kinsight.gradients.contractions import add_in_float64, full_precision, in_float64
 from kinsight.gradients.projection import Projection
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel, check_kernel
+from kinsight.normalization import Normalization
 from kinsight.samples import Batch, Id, Inputs, as_batch
 
 
@@ -70,6 +71,7 @@ def sketch(
 
     Raises:
         InputError: dim is below 1.
+        UnknownNameError: there is no such normalization.
         NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
 
     Example:
@@ -82,6 +84,7 @@ def sketch(
     Reference:
         Charikar, Chen, Farach-Colton (2002), "Finding frequent items in data streams".
     """
+    check_kernel(kernel, normalization)
     check_dim(dim)
     batch = as_batch(x)
     size = kernel.block_size(batch)

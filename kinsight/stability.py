@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from kinsight.agreement import TIE, Agreement, Bootstrap, nearest, pearson, ranked, shared
+from kinsight.batches import checked_count
 from kinsight.density import soft_count
 from kinsight.errors import InputError
 from kinsight.identity import content_digests, identity_of
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization, check_normalization
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
 
@@ -76,7 +78,7 @@ class Stability:
             network has no gradient.
         mean_volatility, mean_volatility_interval: over samples, and its 95 % interval by resampling them. That of one
             sample has none: it is what these networks do with it, and no estimate.
-        k: neighbors.
+        n_neighbors: how many neighbors, k.
         n_anchors: samples whose neighbors were looked for.
         n_others: samples among which they were, anchors included; the more there are, the fewer are shared by chance.
         least: share of neighbors in common that counts as the same.
@@ -93,7 +95,7 @@ class Stability:
     volatility: Tensor
     mean_volatility: float
     mean_volatility_interval: tuple[float, float]
-    k: int
+    n_neighbors: int
     n_anchors: int
     n_others: int
     least: float
@@ -103,7 +105,7 @@ class Stability:
     @property
     def rule(self) -> str:
         """What `trusted_from` means, in words."""
-        return RULE.format(least=self.least, k=self.k, n_others=self.n_others)
+        return RULE.format(least=self.least, k=self.n_neighbors, n_others=self.n_others)
 
     @property
     def trusted_from(self) -> str | None:
@@ -127,8 +129,8 @@ class Stability:
         trusted = f"from {self.trusted_from} on" if self.trusted_from else "not before the last network"
         low, high = self.mean_volatility_interval
         return (
-            f"The last two of {len(self.names)} networks share {last:.0%} of the {self.k} nearest neighbors, and their "
-            f"counts have {correlation}. Over all networks, a sample's rank by count varies by "
+            f"The last two of {len(self.names)} networks share {last:.0%} of the {self.n_neighbors} nearest "
+            f"neighbors, and their counts have {correlation}. Over all networks, a sample's rank by count varies by "
             f"{self.mean_volatility:.1%} of the data (standard deviation; mean over samples, {low:.1%} to {high:.1%}). "
             f"Neighbors can be trusted {trusted}: {self.rule}."
         )
@@ -164,7 +166,7 @@ def compare(
     kernels: Mapping[str, GradientKernel] | Iterable[tuple[str, GradientKernel]],
     data: Any,
     *,
-    k: int = 10,
+    n_neighbors: int = 10,
     normalization: Normalization = "flat",
     n_anchors: int = 256,
     n_others: int = 2048,
@@ -182,7 +184,7 @@ def compare(
         kernels: of the networks, by name, in order. Pairs may be made one by one: one at a time is held, and one that
             cannot be compared is noticed when it comes.
         data: whatever `Samples` takes.
-        k: nearest neighbors that are compared.
+        n_neighbors: the nearest, that are compared, k.
         normalization: 'whitened' or 'flat' similarity.
         n_anchors: random samples whose neighbors are looked for.
         n_others: random samples among which they are, anchors included; all where there are fewer. What is found
@@ -204,7 +206,7 @@ def compare(
         methods: another look at the jackknife".
     """
     samples, generator = Samples.wrap(data), torch.Generator().manual_seed(seed)
-    _check_numbers(len(samples), k, n_anchors, n_others, least, n_bootstrap)
+    _check_asked(len(samples), n_neighbors, n_anchors, n_others, least, n_bootstrap, normalization)
     others = torch.randperm(len(samples), generator=generator)[:n_others]
     named = _checked(kernels)
     if isinstance(kernels, Sized):  # all are there: all are checked before the first is asked
@@ -216,16 +218,22 @@ def compare(
             views.append(_view(kernel, samples, anchors, others, normalization))
             advance(1)
     return Stability(
-        tuple(names), samples.ids, k=k, least=least, normalization=normalization,
+        tuple(names), samples.ids, n_neighbors=n_neighbors, least=least, normalization=normalization,
         compared=Compared(tuple(view.weights for view in views), anchors, content_digests(samples.take(anchors))),
-        **_agreement(names, views, others, Bootstrap(n_bootstrap, generator), k),
+        **_agreement(names, views, others, Bootstrap(n_bootstrap, generator), n_neighbors),
     )  # fmt: skip
 
 
-def _check_numbers(n: int, k: int, n_anchors: int, n_others: int, least: float, n_bootstrap: int) -> None:
-    n_others = min(n, n_others)
-    if k < 1 or k >= n_others:
-        raise InputError(f"k is {k}, and neighbors are looked for among {n_others} samples: ask for 1 to one less.")
+def _check_asked(
+    n: int, k: int, n_anchors: int, n_others: int, least: float, n_bootstrap: int, normalization: Normalization
+) -> None:
+    check_normalization(normalization)
+    n_others = min(n, checked_count("n_others", n_others))
+    if checked_count("n_neighbors", k) >= n_others:
+        raise InputError(
+            f"n_neighbors is {k}, and neighbors are looked for among {n_others} samples, one of which is the sample "
+            "itself: ask for fewer."
+        )
     if min(n_anchors, n_others) < MIN_ANCHORS or n_bootstrap < 2:
         raise InputError(
             f"n_anchors is {n_anchors}, of {n_others} samples, and n_bootstrap {n_bootstrap}: intervals need at least "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kinsight.differentiation.batch_gradients import BatchGradients
 from kinsight.differentiation.unit_gradients import warn_undefined
-from kinsight.kernel import GradientKernel
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.kernel_products import kernel_products
 from kinsight.progress import progress_bar
 from kinsight.samples import Batch, Id, Samples
@@ -63,16 +63,24 @@ class Support:
         known = ~self.sums.isnan()
         if not bool(known.any()):
             return "The gradient of every sample is zero: nothing moves along with anything."
-        what = "sums with signs, which are no uncertainties, " if self.is_signed else "other samples "
-        middle, most = float(self.sums[known].median()), self.ids[int(self.sums.nan_to_num(torch.inf).argmin())]
+        middle, least = float(self.sums[known].median()), float(self.sums[known].min())
+        first = self.ids[int(self.sums.nan_to_num(torch.inf).argmin())]
+        if self.is_signed:
+            return (
+                f"Half of the samples have a signed support below {middle:,.3g}, of {self.n_data:,} samples; the "
+                f"smallest, {least:,.3g}, is that of {first!r}. Terms of both signs cancel: this is no uncertainty."
+            )
         return (
-            f"Half of the samples move less than {middle:,.3g} {what}along, of {self.n_data:,}; the network is least "
-            f"sure of {most!r}, with {float(self.sums[known].min()):.3g}."
+            f"To move its answer is, for half of the samples, to move those of less than {middle:,.3g} samples, of "
+            f"{self.n_data:,}, itself included where it is one of them; the network is least sure of {first!r}, with "
+            f"{least:,.3g}."
         )
 
 
 def uncertainty(kernel: GradientKernel, data: Any, queries: Any = None, *, progress: bool = False) -> Support:
     """How uncertain a network is of each sample: k(x, x) / sum_y |k(x, y)|, over all y of the data; block by block.
+
+    For c outputs |K(y, x) K(x, x)^-1| / sqrt(r), Frobenius norm and rank, is in place of |k(x, y)| / k(x, x).
 
     Args:
         kernel: the gradient kernel of the network.
@@ -83,12 +91,18 @@ def uncertainty(kernel: GradientKernel, data: Any, queries: Any = None, *, progr
     Returns:
         `Support`, [n]; its `uncertainties` are at most 1 on the data.
 
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+        >>> uncertainty(GradientKernel(torch.nn.Linear(2, 1)), x).uncertainties
+        tensor([0.2857, 0.5000, 0.2500, 0.6250], dtype=torch.float64)
+
     Reference:
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
     """
+    check_kernel(kernel)
     samples = Samples.wrap(data)
-    targets = samples if queries is None or queries is data else Samples.wrap(queries)
-    sums = torch.zeros(len(targets), dtype=torch.float64)
+    asked = Samples.asked(samples, data, queries)
+    sums = torch.zeros(len(asked), dtype=torch.float64)
 
     def dual(batch: Batch) -> BatchGradients:
         gradients = kernel.gradients(batch)
@@ -100,12 +114,12 @@ def uncertainty(kernel: GradientKernel, data: Any, queries: Any = None, *, progr
         lengths: Tensor = blocks.square().sum(dim=(2, 3)).sqrt()
         return lengths
 
-    rows, columns = kernel.each(targets, dual), kernel.each(samples, kernel.gradients)
-    with progress_bar("uncertainty", len(samples) * len(targets), is_shown=progress) as advance:
+    rows, columns = kernel.each(asked, dual), kernel.each(samples, kernel.gradients)
+    with progress_bar("uncertainty", len(samples) * len(asked), is_shown=progress) as advance:
         for r, _, block in pair_blocks(rows, columns, moves, max_bytes=kernel.max_bytes // 2):
             sums[r] += block.cpu().sum(dim=1)
             advance(block.numel())
-    return _support(targets, sums, is_signed=False, n_data=len(samples))
+    return _support(asked, sums, is_signed=False, n_data=len(samples))
 
 
 def signed_support(kernel: GradientKernel, data: Any, queries: Any = None, *, progress: bool = False) -> Support:
@@ -119,21 +133,27 @@ def signed_support(kernel: GradientKernel, data: Any, queries: Any = None, *, pr
 
     Returns:
         `Support`, [n]; `sums` may have any sign.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [-3.0, 0.0]])
+        >>> signed_support(GradientKernel(torch.nn.Linear(2, 1)), x).sums
+        tensor([2.0000, 0.8000, 2.5000, 0.4000], dtype=torch.float64)
     """
+    check_kernel(kernel)
     samples = Samples.wrap(data)
-    targets = samples if queries is None or queries is data else Samples.wrap(queries)
+    asked = Samples.asked(samples, data, queries)
     c = kernel.outputs(samples.take([0])).shape[1]
 
     def columns(rows: slice, outputs: Tensor) -> Tensor:
         return torch.eye(c, dtype=torch.float64, device=outputs.device).expand(len(outputs), -1, -1)
 
-    asked = None if targets is samples else targets
-    found = kernel_products(kernel, samples, columns, c, asked, weighting="blocks", progress=progress)
-    batches = targets.batches(kernel.block_size(targets))
+    queried = None if asked is samples else asked
+    found = kernel_products(kernel, samples, columns, c, queried, weighting="blocks", progress=progress)
+    batches = asked.batches(kernel.block_size(asked))
     parts = [_inverses(kernel, kernel.gradients(batch)) for batch in batches]
     inverses, ranks = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
     sums = (found.values * inverses).sum(dim=(1, 2)) / ranks  # Tr(M K^-1) / r, K^-1 being symmetric
-    return _support(targets, sums.masked_fill(found.lengths == 0, torch.nan), is_signed=True, n_data=len(samples))
+    return _support(asked, sums.masked_fill(found.lengths == 0, torch.nan), is_signed=True, n_data=len(samples))
 
 
 def _inverses(kernel: GradientKernel, gradients: BatchGradients) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from kinsight.differentiation.forward_mode import output_moves
 from kinsight.differentiation.unit_gradients import Normalizer
 from kinsight.errors import ModelError
 from kinsight.gradients.contractions import add_in_float64, in_float64
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization
 from kinsight.samples import Batch, Samples
 
 Route = Literal["auto", "forward", "captures"]

@@ -21,6 +21,21 @@ PAGE = ROOT / "docs" / "api.md"
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 MAX_WIDTH = 100
+
+FURTHER = {
+    "kinsight.training.pairs": ["Augmented"],
+    "kinsight.training.loss": ["ramp"],
+    "kinsight.callbacks.lightning": ["SimilarityCallback"],
+    "kinsight.callbacks.transformers": ["SimilarityCallback"],
+    "kinsight.exports": ["as_table", "knn_graph", "cleanlab_issues", "map_table"],
+    "kinsight.sources": ["load_model", "load_samples"],
+    "kinsight.labels.folds": ["Folds"],
+    "kinsight.explorer.report": ["write_report"],
+    "kinsight.explorer.trajectory": ["write_trajectory"],
+    "kinsight.baselines": [],
+}
+"""What the documentation imports from modules, by module; an empty list is all that there is."""
+
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Warns|Examples?|References?|Notes?):(?: (.*))?")
 ENTRY = re.compile(r"(?P<name>\*{0,2}[\w.]+(?:, \*{0,2}[\w.]+)*)(?: \([^)]*\))?: (?P<text>.*)")
 
@@ -270,14 +285,41 @@ def contents(title: str, shown: list[Definition], anchors: Counter[str]) -> str:
     return f"{title}: {', '.join(links)}."
 
 
+def bases(definition: Definition) -> list[str]:
+    """Of a class; none of a function."""
+    return [ast.unparse(base) for base in getattr(definition.node, "bases", [])]
+
+
+def in_module(module: str, names: list[str], known: dict[str, list[Definition]]) -> list[Definition]:
+    """What a module, or the modules of a folder, have of these names; all, where there are none."""
+    places = [place for places in known.values() for place in places]
+    found = [place for place in places if place.module == module or (not names and place.module.startswith(module))]
+    if not names:
+        return found
+    by_name = {place.node.name: place for place in found}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise SystemExit(f"there is no {missing[0]} in {module}")
+    return [by_name[name] for name in names]
+
+
 def page() -> str:
     """The whole text of docs/api.md."""
     known = definitions()
     public = [the_one(name, known) for name in sorted(kinsight.__all__)]
-    outputs = [place for places in known.values() for place in places if place.module == "kinsight.outputs"]
-    outputs = [place for place in outputs if place not in public]
-    others = [place for place in mentioned(public + outputs, known) if place.module != "kinsight.errors"]
-    groups = [("Public names", public), ("Output functions", outputs), ("Types in the signatures", others)]
+    outputs = [
+        place
+        for places in known.values()
+        for place in places
+        if place.module == "kinsight.outputs" and "OutputFunction" in {place.node.name, *bases(place)}
+    ]
+    further = [place for module, names in FURTHER.items() for place in in_module(module, names, known)]
+    shown = public + outputs + further
+    others = [place for place in mentioned(shown, known) if place.module != "kinsight.errors"]
+    groups = [
+        ("Public names", public), ("Output functions", outputs), ("Further names, by module", further),
+        ("Types in the signatures", others),
+    ]  # fmt: skip
     parts = ["# API", "Written by `make docs` from the docstrings. Do not edit it: edit those."]
     anchors = Counter[str]()
     parts += [contents(title, shown, anchors) for title, shown in groups if shown]

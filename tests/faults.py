@@ -159,7 +159,7 @@ def finish(folder: Path) -> Index:
     index = Index(folder, partial=True)
     if not index.about["parts"][-1]["is_complete"] or len(index) < len(first) + len(second):
         index.append(kernel, second)
-    Index(folder).build_neighbors(k=5, max_bytes=2**22)
+    Index(folder).build_neighbors(n_neighbors=5, max_bytes=2**22)
     return Index(folder)
 
 

@@ -67,7 +67,7 @@ def test_what_makes_no_sense_is_refused(what: str, tmp_path: Path) -> None:
 def test_an_index_that_is_whole_is_not_refused(tmp_path: Path) -> None:
     kernel = GradientKernel(network())
     index = Index.build(tmp_path, kernel, data(300), dim=16).build_search()
-    index.build_neighbors(k=2)
+    index.build_neighbors(n_neighbors=2)
     index = index.append(kernel, data(5, ids=range(300, 305)))
     assert len(Index(tmp_path)) == len(index) == 305
     with pytest.raises(InputError, match="begun with dim=16"):

@@ -73,22 +73,28 @@ def test_hard_counts(built: Any, include_self: bool) -> None:
     kernel, samples, index = built
     thresholds = [-0.2, 0.3, 0.7, 0.9]
     truth = hard_count(kernel, samples, thresholds=thresholds, normalization="flat", include_self=include_self)
-    found = index.hard_count(thresholds, include_self=include_self)
+    found = index.hard_count(thresholds=thresholds, include_self=include_self)
     assert found.values.shape == found.error.shape == (N, 4)
     assert bool(((found.values - truth.values).abs() <= 3 * found.error + 2).all())
     assert float((found.values - truth.values).abs().mean()) < 3
-    assert torch.equal(index.hard_count(0.3, include_self=include_self).values, found.values[:, 1])
+    assert torch.equal(index.hard_count(thresholds=0.3, include_self=include_self).values, found.values[:, 1])
 
 
 @pytest.mark.parametrize("thresholds", [[0.1, 0.5], (0.1, 0.5), np.array([0.1, 0.5]), torch.tensor([0.1, 0.5])])
 def test_thresholds_are_a_list_of_any_kind(built: Any, thresholds: Any) -> None:
     kernel, samples, index = built
-    found = [index.hard_count(thresholds), hard_count(kernel, samples, thresholds=thresholds, normalization="flat")]
-    single = [index.hard_count(0.5), hard_count(kernel, samples, thresholds=np.float64(0.5), normalization="flat")]
+    found = [
+        index.hard_count(thresholds=thresholds),
+        hard_count(kernel, samples, thresholds=thresholds, normalization="flat"),
+    ]
+    single = [
+        index.hard_count(thresholds=0.5),
+        hard_count(kernel, samples, thresholds=np.float64(0.5), normalization="flat"),
+    ]
     for several, one in zip(found, single, strict=True):
         assert several.values.shape == (N, 2)
         assert torch.equal(several.values[:, 1], one.values)
-    assert index.hard_count(torch.tensor(0.5)).values.shape == (N,)
+    assert index.hard_count(thresholds=torch.tensor(0.5)).values.shape == (N,)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -115,7 +121,7 @@ def test_memory_does_not_grow_with_the_number_of_thresholds(built: Any) -> None:
 def test_power_counts(built: Any) -> None:
     kernel, samples, index = built
     truth = power_count(kernel, samples, power=4, normalization="flat")
-    found = index.power_count(4)
+    found = index.power_count(power=4)
     assert bool(((found.values - truth.values).abs() <= 2 * found.error).all())
     assert float(((found.values - truth.values) / truth.values).abs().mean()) < 0.1
 
@@ -167,7 +173,7 @@ def test_zero_gradients_have_no_counts(tmp_path: Path) -> None:
         assert counts.values.isnan().nonzero().flatten().tolist() == [11]
         assert 11 not in counts.order()
     with pytest.warns(ZeroGradientWarning):
-        exact, found = hard_count(GradientKernel(model), x, thresholds=0.5), index.hard_count(0.5)
+        exact, found = hard_count(GradientKernel(model), x, thresholds=0.5), index.hard_count(thresholds=0.5)
     assert float((found.values - exact.values).nan_to_num().abs().max()) <= 4
 
 
@@ -180,7 +186,7 @@ def test_questions_that_make_no_sense(built: Any, tmp_path: Path) -> None:
             with pytest.raises(InputError, match=rf"thresholds are \[{shape}\]: pass one similarity, or a list"):
                 count(thresholds=table)
     with pytest.raises(InputError, match="must be positive"):
-        index.power_count(0)
+        index.power_count(power=0)
     with pytest.raises(InputError, match="must be positive"):
         index.label_suspects(power=-1)
     with pytest.raises(InputError, match="threshold is nan"):
@@ -280,7 +286,11 @@ def test_intervals_hold_the_exact_counts(made: Any, tmp_path: Path) -> None:
         index = Index.build(tmp_path / str(seed), kernel, samples, dim=512, seed=seed, **options)
         for around, queries in asked.items():
             how = {} if queries is None else {"queries": queries, "kernel": kernel, "data": samples}
-            count_of = {"soft": index.soft_count, "hard": partial(index.hard_count, taus), "power": index.power_count}
+            count_of = {
+                "soft": index.soft_count,
+                "hard": partial(index.hard_count, thresholds=taus),
+                "power": index.power_count,
+            }
             found = {name: count(**how) for name, count in count_of.items()}
             for name, counts in found.items():
                 truth = exact[around, name]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kinsight import GradientKernel, Samples
 from kinsight.averages import Averages, averages
-from kinsight.errors import InputError, TargetError, UnknownNameError, ZeroGradientWarning
+from kinsight.errors import TargetError, UnknownNameError, ZeroGradientWarning
 from kinsight.kernel_products import kernel_products
 from kinsight.outputs import OutputFunction, custom, kind_of_output, log_probs, logits, probes
 
@@ -178,7 +178,7 @@ def test_negative_variances_are_told() -> None:
     kernel = GradientKernel(nn.Linear(2, 1, bias=False).double())
     found = averages(kernel, Samples(x, torch.tensor([0.0, 0.0, 1.0])), weighting="flat")
     close(found.variances[:2], torch.tensor([-1 / 3 - 1 / 9] * 2, dtype=torch.float64))
-    assert "for 2 variances are negative, and say nothing." in found.summary()
+    assert "for 2 of 3 samples variances are negative, and say nothing." in found.summary()
     plain = averages(kernel, Samples(x[:2], torch.tensor([0.0, 1.0])), weighting="flat")
     assert "variances are negative" not in plain.summary()
 
@@ -211,7 +211,7 @@ def test_stationary_networks_have_no_residual() -> None:
         (None, {}, TargetError, "no targets"),
         (torch.rand(N), {"task": "classification"}, TargetError, "whole numbers"),
         (torch.rand(N), {"task": "regresion"}, UnknownNameError, "task 'regresion' is unknown"),
-        (torch.rand(N), {"weighting": "blocks"}, InputError, "weighted by 'whitened', 'flat' or 'kernel'"),
+        (torch.rand(N), {"weighting": "blocks"}, UnknownNameError, "use 'whitened', 'flat' or 'kernel'"),
     ],
 )
 def test_questions_that_make_no_sense(targets: Any, options: Any, error: Any, message: str) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kinsight.errors import MixedSamplesError
 from kinsight.kernel import GradientKernel
+from tests.plain import truth
 from tests.test_engine import EXACT, error
-from tests.test_hostile import truth
 
 
 class OneAToken(nn.Module):

@@ -177,7 +177,7 @@ def test_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(said.endswith("of the labels are what the network itself predicts") for said in document["headlines"])
     status, _, err = run(capsys, *arguments)
     assert status == 2
-    assert err.startswith("error: page.html exists. Pass --overwrite")
+    assert err.startswith("error: --out page.html is there already: pass --overwrite")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_report_refuses_before_it_computes(
         (("labels", "shop:build", "npz:data.npz", "--output", "probes:x"), "error: --output probes:x"),
         (
             ("labels", "shop:build", "npz:data.npz", "--parameters", "head.*"),
-            "error: --parameters head.*: no parameter of the Seq",
+            "error: --parameters 'head.*' fits no parameter: there are",
         ),
         (("neighbors", "shop:build", "npz:data.npz", "--ids", "99"), "error: There is no sample '99'"),
         (("density", "shop:build", "npz:nan.npz"), "error: The outputs of 2 of 20 samples are nan or inf: ['e', 'h']"),
@@ -233,7 +233,7 @@ def test_errors_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("report", "a:b"), "error: Missing argument 'data'. (kinsight report --help shows what it takes)"),
+        (("report", "a:b"), "error: Missing argument 'DATA'. (kinsight report --help shows what it takes)"),
         (("neighbors", "a:b", "digits", "-k", "0"), "error: Invalid value for '-k' / '--n-neighbors': "),
         (("labels", "a:b", "digits", "--normalization", "x"), "error: Invalid value for '--normalization'"),
         (("labels", "a:b", "digits", "--fast", "--debug"), "error: No such option: --fast"),

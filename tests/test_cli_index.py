@@ -133,7 +133,7 @@ def test_denoising_factors_of_an_index(folder: Path, capsys: pytest.CaptureFixtu
     sums = kinsight.Index("ours").denoising_sums()
     assert [row["factors"] for row in found["rows"]] == pytest.approx(sums.factors.tolist(), nan_ok=True)
     assert found["summary"] == sums.summary()
-    for option in (("--weight-decay", "0.1"), ("--probes", "8"), ("--decayed", "*"), ("--method", "exact")):
+    for option in (("--weight-decay", "0.1"), ("--n-probes", "8"), ("--decayed", "*"), ("--method", "exact")):
         status, _, err = run(capsys, "denoise", "--index", "ours", "--quiet", *option)
         assert status == 2
         assert err.startswith(f"error: {option[0]} says nothing to the sketches of --index")
@@ -222,7 +222,7 @@ def test_export(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(kinsight.Index.of_parquet("ours.parquet", "again")) == 60
     status, _, err = run(capsys, "export", "ours", "ours.parquet")
     assert status == 2
-    assert "'ours.parquet' exists" in err
+    assert "'ours.parquet' is there already" in err
 
 
 def test_damage_is_named_with_status_1(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

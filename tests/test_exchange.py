@@ -49,7 +49,9 @@ def test_there_and_back(index: Index, kernel: GradientKernel, tmp_path: Path) ->
     assert again.ids == index.ids
     assert torch.equal(again.targets, index.targets)
     again.check(kernel)
-    assert torch.equal(again.neighbors(ids=[7], k=5).positions, index.neighbors(ids=[7], k=5).positions)
+    assert torch.equal(
+        again.neighbors(ids=[7], n_neighbors=5).positions, index.neighbors(ids=[7], n_neighbors=5).positions
+    )
     assert again.verify() == []
     more = again.append(
         kernel, Samples(torch.randn(10, 5), targets=torch.zeros(10, dtype=torch.int64), ids=range(100, 110))
@@ -69,7 +71,7 @@ def test_others_can_read_it(index: Index, tmp_path: Path) -> None:
 def test_nothing_is_written_over(index: Index, tmp_path: Path) -> None:
     file = tmp_path / "index.parquet"
     index.export(file)
-    with pytest.raises(IndexExistsError, match="exists"):
+    with pytest.raises(IndexExistsError, match="is there already"):
         index.export(file)
     with pytest.raises(IndexExistsError, match="There is an index"):
         Index.of_parquet(file, index.folder)

@@ -46,8 +46,8 @@ def results(kernel: GradientKernel, data: Samples, index: kinsight.Index) -> lis
         kinsight.hard_count(kernel, data, thresholds=[0.5, 0.9]), kinsight.averages(kernel, data),
         kinsight.uncertainty(kernel, data), kinsight.signed_support(kernel, data), kinsight.fit_map(kernel, data),
         kinsight.denoise(kernel, values), kinsight.label_suspects(kernel, data), label_conflicts(kernel, data),
-        kinsight.compare({"a": kernel, "b": kernel}, data, k=3, n_bootstrap=10), index.denoising_sums(),
-        index.build_neighbors(k=3), index.neighbors(ids=data.ids[:4], k=3),
+        kinsight.compare({"a": kernel, "b": kernel}, data, n_neighbors=3, n_bootstrap=10), index.denoising_sums(),
+        index.build_neighbors(n_neighbors=3), index.neighbors(ids=data.ids[:4], n_neighbors=3),
     ]  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def test_summaries_where_there_is_little_to_say(tmp_path: Path) -> None:
         "far off."
     )
     alone = kinsight.Index.build(tmp_path / "alone", zero, torch.ones(1, 2), dim=64)
-    assert alone.build_neighbors(k=2).summary() == "None of 1 samples has a neighbor."
+    assert alone.build_neighbors(n_neighbors=2).summary() == "None of 1 samples has a neighbor."
 
 
 def test_every_result_is_a_file_and_has_a_summary(made: Any, tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_files_are_not_replaced_unasked(made: Any, tmp_path: Path) -> None:
     assert export(counts, path, overwrite=True) == N
     with pytest.raises(InputError, match=r"end in \.parquet or \.csv"):
         export(counts, tmp_path / "counts.xlsx")
-    with pytest.raises(IndexWriteError, match="cannot be written"):
+    with pytest.raises(IndexWriteError, match="there is no folder"):
         export(counts, tmp_path / "nowhere" / "counts.csv")
     assert [each.name for each in tmp_path.iterdir()] == ["counts.csv"]
 
@@ -155,7 +155,7 @@ def test_a_graph_of_neighbors(made: Any) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     kernel, data, index = made
-    for found in (kinsight.neighbors(kernel, data, data, 5), index.build_neighbors(k=5)):
+    for found in (kinsight.neighbors(kernel, data, data, 5), index.build_neighbors(n_neighbors=5)):
         graph = knn_graph(found)
         assert graph.shape == (N, N)
         assert np.diff(graph.indptr).tolist() == [5] * N
@@ -172,18 +172,18 @@ def test_a_graph_of_neighbors(made: Any) -> None:
     other = torch.randn(N, 2)
     for strangers in (
         kinsight.neighbors(kernel, other, torch.randn(N, 2), 3),
-        index.neighbors(other, k=3, kernel=kernel),
+        index.neighbors(other, n_neighbors=3, kernel=kernel),
     ):
         with pytest.raises(InputError, match="these queries are others: pass queries=data"):
             knn_graph(strangers)
-    assert knn_graph(index.neighbors(ids=index.ids, k=3)).shape == (N, N)
+    assert knn_graph(index.neighbors(ids=index.ids, n_neighbors=3)).shape == (N, N)
     with pytest.raises(InputError, match="have fewer than 4 neighbors"):
         knn_graph(kinsight.neighbors(kernel, data.first(4), data.first(4), 4 + 1))
 
 
 def test_issues_under_the_names_of_cleanlab(made: Any) -> None:
     index = made[2]
-    suspects, table = index.label_suspects(), index.build_neighbors(k=5)
+    suspects, table = index.label_suspects(), index.build_neighbors(n_neighbors=5)
     found = cleanlab_issues(suspects, table, least=0.999).to_pydict()
     assert (
         [row for row, is_issue in enumerate(found["is_label_issue"]) if is_issue] == [7] == suspects.positions.tolist()
@@ -205,7 +205,7 @@ def test_issues_under_the_names_of_cleanlab(made: Any) -> None:
 
 def test_a_map(made: Any, tmp_path: Path) -> None:
     _, data, index = made
-    index.build_neighbors(k=5)
+    index.build_neighbors(n_neighbors=5)
     index = kinsight.Index(index.folder)
     found = map_table(index, index.label_suspects(), index.soft_count())
     pq.write_table(found, tmp_path / "map.parquet")
@@ -236,7 +236,7 @@ def test_results_of_other_samples_are_not_joined(made: Any) -> None:
     with pytest.raises(InputError, match="The suspects are of other samples than the index"):
         map_table(index, suspects)
     with pytest.raises(InputError, match="The suspects are of other samples than the neighbors"):
-        cleanlab_issues(suspects, index.build_neighbors(k=3))
+        cleanlab_issues(suspects, index.build_neighbors(n_neighbors=3))
 
 
 def test_results_without_rows_have_columns(made: Any, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_names_as_ids(kernel: GradientKernel, tmp_path: Path) -> None:
     names: list[Any] = [f"sample {number}" for number in range(99)] + [7]
     index = Index.build(tmp_path / "index", kernel, data(100, ids=names), dim=64)
     assert index.ids == tuple(names)
-    assert index.neighbors(ids=["sample 3", 7], k=1).query_ids == ("sample 3", 7)
+    assert index.neighbors(ids=["sample 3", 7], n_neighbors=1).query_ids == ("sample 3", 7)
     with pytest.raises(UnknownNameError, match="There is no sample '7' in the index"):
         index.neighbors(ids=["7"])
 
@@ -129,7 +129,7 @@ def test_resumed_is_as_built_at_once(index: Index, kernel: GradientKernel, tmp_p
     interrupted(folder, kernel)
     partial = Index(folder, partial=True)
     assert len(partial) == 128
-    assert partial.neighbors(ids=[3], k=2).positions.max() < 128
+    assert partial.neighbors(ids=[3], n_neighbors=2).positions.max() < 128
     calls = []
     counted = GradientKernel(kernel.model)
     counted.model.register_forward_hook(lambda *_: calls.append(1))
@@ -202,7 +202,7 @@ def test_changed_data_is_noticed_at_resume(what: str, message: str, kernel: Grad
 
 def test_changed_data_is_noticed_at_questions(index: Index, kernel: GradientKernel) -> None:
     with pytest.raises(ChangedDataError, match="another input or target"):
-        index.neighbors(data(300, seed=5), k=10, kernel=kernel, data=changed("order"))
+        index.neighbors(data(300, seed=5), n_neighbors=10, kernel=kernel, data=changed("order"))
     with pytest.raises(ChangedDataError, match="has 300 samples and this data 200"):
         index.neighbors(ids=[1], kernel=kernel, data=changed("shorter"))
 
@@ -347,7 +347,7 @@ def test_questions_that_make_no_sense(index: Index, kernel: GradientKernel, tmp_
     for asked, message in (
         ({}, "Pass queries"),
         ({"queries": data(2), "ids": [1]}, "Pass queries"),
-        ({"ids": [1], "k": 0}, "at least 1 neighbor"),
+        ({"ids": [1], "n_neighbors": 0}, "n_neighbors is 0: it has to be a whole number"),
         ({"queries": data(2)}, "need kernel="),
         ({"ids": [1], "kernel": kernel, "data": data(), "n_candidates": 3}, "fewer than the 10 neighbors"),
     ):

@@ -127,8 +127,11 @@ def test_counts_of_queries(normalization: str, tmp_path: Path) -> None:
             asked = {"queries": queries, "kernel": kernel, "data": data, **how}
             pairs = [
                 (index.soft_count(**asked), kinsight.soft_count(kernel, data, queries, **exact)),
-                (index.power_count(4, **asked), kinsight.power_count(kernel, data, queries, power=4, **exact)),
-                (index.hard_count(0.5, **asked), kinsight.hard_count(kernel, data, queries, thresholds=0.5, **exact)),
+                (index.power_count(power=4, **asked), kinsight.power_count(kernel, data, queries, power=4, **exact)),
+                (
+                    index.hard_count(thresholds=0.5, **asked),
+                    kinsight.hard_count(kernel, data, queries, thresholds=0.5, **exact),
+                ),
             ]
             for found, truth in pairs:
                 assert found.ids == truth.ids
@@ -142,7 +145,7 @@ def test_counts_of_queries(normalization: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="need kernel="):
         index.soft_count(others)
     with pytest.raises(WrongModelError):
-        index.hard_count(0.5, queries=others, kernel=GradientKernel(nn.Linear(4, 3).double()))
+        index.hard_count(thresholds=0.5, queries=others, kernel=GradientKernel(nn.Linear(4, 3).double()))
 
 
 def test_questions_that_the_sketches_do_not_answer(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def of_index(index: Index, kernel: GradientKernel, known: Samples, queries: Samp
     found = {
         "uncertainty": index.uncertainty(**asked).sums,
         "signed support": index.signed_support(**asked).sums,
-        "neighbors": index.neighbors(queries, k=N, kernel=kernel, data=known).similarities,
+        "neighbors": index.neighbors(queries, n_neighbors=N, kernel=kernel, data=known).similarities,
     }
     for itself in (True, False):
         found[f"count {itself}"] = index.soft_count(include_self=itself, **asked).values

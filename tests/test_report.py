@@ -142,7 +142,7 @@ def networks(n: int) -> dict[str, kinsight.GradientKernel]:
 @pytest.mark.parametrize("n", [2, 4])
 def test_how_stable_it_is_across_checkpoints(n: int) -> None:
     data, kernels = images(), networks(n)
-    stability = kinsight.compare(kernels, data, k=3, n_bootstrap=50)
+    stability = kinsight.compare(kernels, data, n_neighbors=3, n_bootstrap=50)
     found = examine(list(kernels.values())[-1], data, stability=stability, n_volatile=4)
     assert found.volatile == tuple(stability.volatility.argsort(descending=True).tolist()[:4])
     text = render(found)
@@ -162,17 +162,17 @@ def test_how_stable_it_is_across_checkpoints(n: int) -> None:
 
 
 def test_stability_is_of_this_data(kernel: kinsight.GradientKernel) -> None:
-    stability = kinsight.compare(networks(2), images(20), k=3, n_bootstrap=10)
+    stability = kinsight.compare(networks(2), images(20), n_neighbors=3, n_bootstrap=10)
     with pytest.raises(InputError, match="stability= is of 20 samples, and the data has 24, or others by id"):
         examine(kernel, images(), stability=stability)
-    whitened = kinsight.compare(networks(2), images(), k=3, n_bootstrap=10, normalization="whitened")
+    whitened = kinsight.compare(networks(2), images(), n_neighbors=3, n_bootstrap=10, normalization="whitened")
     with pytest.raises(InputError, match="stability= is of whitened similarity, and all else here of flat"):
         examine(kernel, images(), stability=whitened)
     data = images()
     first_last = dict(reversed(networks(2).items()))
     with pytest.raises(InputError, match="the last has other weights"):
-        examine(kernel, data, stability=kinsight.compare(first_last, data, k=3, n_bootstrap=10))
-    same = kinsight.compare({"a": kernel, "b": kernel}, data, k=3, n_bootstrap=10)
+        examine(kernel, data, stability=kinsight.compare(first_last, data, n_neighbors=3, n_bootstrap=10))
+    same = kinsight.compare({"a": kernel, "b": kernel}, data, n_neighbors=3, n_bootstrap=10)
     moved = kinsight.Samples(data.take(range(24)).inputs + 0.1, data.targets, ids=data.ids)
     with pytest.raises(InputError, match="other inputs or targets under the same ids"):
         examine(kernel, moved, stability=same)

@@ -1,7 +1,9 @@
 """Samples give the same sample for the same id, whatever they are read from and however they are batched."""
 
+from __future__ import annotations
+
 from collections import UserDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,67 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import kinsight
-from kinsight.errors import (
-    EmptyDataError,
-    InputError,
-    SampleTypeError,
-    ShapeError,
-    TargetError,
-    UnknownNameError,
-)
+from kinsight.errors import InputError, SampleTypeError, ShapeError, TargetError, UnknownNameError
 from kinsight.samples import Batch, Samples, as_batch, concatenate, n_samples
-
-N = 11
-X = torch.arange(N * 6, dtype=torch.float32).view(N, 2, 3)
-Y = torch.arange(N) % 4
-
-
-class Items(Dataset[Any]):
-    """A map-style Dataset; counts how often each item is read."""
-
-    def __init__(self, item: Callable[[int], Any], n: int = N) -> None:
-        self.item, self.n = item, n
-        self.n_reads = [0] * n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, i: int) -> Any:
-        self.n_reads[i] += 1
-        return self.item(i)
-
-
-class Flow(IterableDataset[Any]):
-    def __iter__(self) -> Iterator[Any]:
-        return iter(zip(X, Y, strict=True))
-
-
-class NotADataset:
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return X[i], int(Y[i])
-
-
-def pairs() -> TensorDataset:
-    return TensorDataset(X, Y)
+from tests.datasets import Flow, Items, N, NotADataset, X, Y, pairs
 
 
 def doubled(items: list[Any]) -> dict[str, Tensor]:
@@ -185,6 +133,12 @@ def test_global_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_wrap():
+    samples = Samples(X)
+    assert Samples.wrap(samples) is samples
+    assert len(Samples.wrap(pairs())) == N
+
+
 class TestStructure:
     def test_positional_arguments(self):
         samples = Samples((X, Y, 0.5, torch.tensor(2.0), None), targets=Y)
@@ -256,283 +210,6 @@ class TestStructure:
         assert samples.targets is None
         assert sum(dataset.n_reads) == 2
         assert Samples(Items(lambda i: (X[i], None))).targets is None
-
-
-class TestArrays:
-    def test_dtypes_stay(self):
-        for dtype in (np.float64, np.float32, np.uint8, np.int64, np.bool_):
-            array = np.zeros((3, 2), dtype)
-            assert next(Samples(array).batches()).inputs.numpy().dtype == dtype
-            assert as_batch(array).inputs.numpy().dtype == dtype
-
-    def test_batches_are_views(self):
-        x = X.clone()
-        for data in (x, x.numpy()):
-            assert next(Samples(data).batches(3)).inputs.data_ptr() == x.data_ptr()
-        assert Batch(x)[4:6].inputs.data_ptr() == x[4:6].data_ptr()
-
-    def test_arrays_that_torch_does_not_share(self):
-        array = np.arange(6.0).reshape(3, 2)
-        read_only = array.copy()
-        read_only.flags.writeable = False
-        for odd in (read_only, array[::-1][::-1], array[::-1].copy()[::-1], array.astype(">f8")):
-            assert as_batch(odd).inputs.tolist() == array.tolist()
-            assert Samples(odd, targets=odd[:, 0]).take([2]).targets.tolist() == [4.0]
-
-    def test_an_array_of_texts(self):
-        with pytest.raises(SampleTypeError, match=r"dtype <U1 has no tensor"):
-            Samples(np.array(["a", "b"]))
-
-
-class TestBatch:
-    def test_rows(self):
-        batch = Batch(X, tuple("abcdefghijk"), Y)
-        assert batch[[3, 1, 3]].ids == ("d", "b", "d")
-        assert torch.equal(batch[torch.tensor([3, 1])].inputs, X[[3, 1]])
-        assert batch[torch.arange(N) > 8].ids == ("j", "k")
-        assert torch.equal(batch[::-4].targets, Y[[10, 6, 2]])
-        assert batch[::4].ids == ("a", "e", "i")
-        assert len(batch[3:3]) == len(batch[[]]) == 0
-        assert batch[3:3].inputs.shape == (0, 2, 3)
-
-    @pytest.mark.parametrize("rows", [[True, False], torch.tensor([0.5]), torch.tensor(2)])
-    def test_rows_that_are_no_positions(self, rows: Any):
-        for cut in (Batch(X).__getitem__, Samples(X).take):
-            with pytest.raises(SampleTypeError, match=r"have to be a list of int, not .* For one sample pass \[i\]"):
-                cut(rows)
-
-    def test_a_mask_of_the_wrong_length(self):
-        with pytest.raises(ShapeError, match=r"3 mask for 11 samples"):
-            Batch(X)[torch.ones(3, dtype=torch.bool)]
-
-    def test_batches(self):
-        batch = Batch(X, targets=Y)
-        assert [part.ids for part in batch.batches(4)] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10)]
-        assert [len(part) for part in batch.batches()] == [N]
-        assert next(batch.batches(4)).inputs.data_ptr() == X.data_ptr()
-        assert list(batch[:0].batches()) == []
-        with pytest.raises(InputError, match=r"batch_size=0 is not a number of samples"):
-            batch.batches(0)
-
-    def test_to(self):
-        batch = Batch((X, "constant", torch.tensor(1.0)), targets=Y).to("meta")
-        assert [leaf.device.type for leaf in (batch.inputs[0], batch.inputs[2], batch.targets)] == ["meta"] * 3
-        assert batch.ids == tuple(range(N))
-
-    def test_no_samples(self):
-        assert len(Batch(torch.zeros(0, 3))) == 0
-        assert Batch(torch.zeros(0, 3)).ids == ()
-
-    def test_as_batch_leaves_a_batch_alone(self):
-        batch = Batch(X)
-        assert as_batch(batch) is batch
-
-    def test_lengths(self):
-        with pytest.raises(ShapeError, match=r"2 ids for 11 samples"):
-            Batch(X, ids=("a", "b"))
-        with pytest.raises(ShapeError, match=r"10 targets for 11 samples"):
-            Batch(X, targets=Y[1:])
-        with pytest.raises(ShapeError, match=r"0 targets for 11 samples"):
-            Batch(X, targets=torch.tensor(3))
-        with pytest.raises(ShapeError, match=r"inputs\['x'\] is \[11, 2, 3\] and inputs\['m'\] is \[2\]: 11 against 2"):
-            as_batch({"x": X, "m": torch.ones(2)})
-        with pytest.raises(ShapeError, match=r"inputs\[0\] is \[11, 2, 3\] and inputs\[1\]\['a'\] is \[4\]"):
-            n_samples((X, {"a": torch.ones(4)}))
-
-    def test_inputs_without_samples(self):
-        with pytest.raises(SampleTypeError, match=r"a tuple of 2 float, hold no tensor with samples on axis 0"):
-            as_batch((1.0, 2.0))
-        with pytest.raises(SampleTypeError, match=r"a Tensor \[\] of torch.float32, hold no tensor"):
-            as_batch(torch.tensor(1.0))
-
-    def test_texts_are_not_cut_in_silence(self):
-        with pytest.raises(SampleTypeError, match=r"inputs\['text'\] is a list of 11 texts.*Tokenize them first"):
-            as_batch({"x": X, "text": ["a"] * N})
-
-
-class TestConcatenate:
-    def test_is_the_inverse_of_cutting(self):
-        whole = Batch({"x": X, "scale": 2.0}, tuple("abcdefghijk"), Y)
-        joined = concatenate([whole[:3], whole[3:4], whole[4:]])
-        assert joined.ids == whole.ids
-        assert joined.inputs["scale"] == 2.0
-        assert torch.equal(joined.inputs["x"], X)
-        assert torch.equal(joined.targets, Y)
-
-    def test_what_does_not_fit(self):
-        with pytest.raises(EmptyDataError, match=r"no batches to concatenate"):
-            concatenate([])
-        with pytest.raises(ShapeError, match=r"inputs is \[2, 3\] in one and \[5\] a sample in another. Pad"):
-            concatenate([Batch(X), Batch(torch.zeros(2, 5))])
-        with pytest.raises(ShapeError, match=r"do not have the same entries"):
-            concatenate([Batch({"a": X}), Batch({"b": X})])
-        with pytest.raises(ShapeError, match=r"inputs\[1\] is a constant, but not the same in all of them"):
-            concatenate([Batch((X, 1.0)), Batch((X, 2.0))])
-        with pytest.raises(ShapeError, match=r"inputs\[1\] is a constant, but not the same in all of them"):
-            concatenate([Batch((X, torch.tensor(1.0))), Batch((X, torch.tensor(2.0)))])
-        with pytest.raises(TargetError, match=r"1 of 2 batches have targets"):
-            concatenate([Batch(X, targets=Y), Batch(X)])
-
-
-class TestRefused:
-    """What would name different samples by one id, or leave some out, is refused and says what to do."""
-
-    @pytest.mark.parametrize(
-        ("make", "name"),
-        [
-            (lambda: DataLoader(pairs(), shuffle=True), "RandomSampler"),
-            (lambda: DataLoader(pairs(), sampler=SubsetRandomSampler([1, 2])), "SubsetRandomSampler"),
-            (
-                lambda: DataLoader(pairs(), sampler=WeightedRandomSampler([1.0] * N, N)),
-                "WeightedRandomSampler",
-            ),
-            (lambda: DataLoader(pairs(), batch_size=None, shuffle=True), "RandomSampler"),
-            (
-                lambda: DataLoader(pairs(), batch_sampler=BatchSampler(RandomSampler(pairs()), 2, False)),
-                "RandomSampler",
-            ),
-        ],
-    )
-    def test_shuffling_loaders(self, make: Callable[[], DataLoader[Any]], name: str):
-        with pytest.raises(SampleTypeError, match=rf"at random \(a {name}\).*Build it with shuffle=False"):
-            Samples(make())
-
-    def test_a_sampler_of_the_user_that_shuffles(self):
-        class Shuffled(SequentialSampler):
-            def __iter__(self) -> Iterator[int]:
-                return iter(torch.randperm(N).tolist())
-
-        class Steady(SequentialSampler):
-            def __iter__(self) -> Iterator[int]:
-                return iter(range(N - 1, -1, -1))
-
-        with pytest.raises(SampleTypeError, match=r"draws its samples at random \(a Shuffled\)"):
-            Samples(DataLoader(pairs(), sampler=Shuffled(pairs())))
-        assert torch.equal(Samples(DataLoader(pairs(), sampler=Steady(pairs()))).targets, Y.flip(0))
-
-    @pytest.mark.parametrize(
-        "make",
-        [
-            lambda: DataLoader(pairs(), batch_size=4, drop_last=True),
-            lambda: DataLoader(Flow(), batch_size=4, drop_last=True),
-            lambda: DataLoader(pairs(), batch_sampler=BatchSampler(SequentialSampler(pairs()), 4, True)),
-        ],
-    )
-    def test_loaders_that_drop_samples(self, make: Callable[[], DataLoader[Any]]):
-        with pytest.raises(SampleTypeError, match=r"drop_last=True.*Build it with drop_last=False"):
-            Samples(make())
-
-    @pytest.mark.parametrize("once", [lambda: (Batch(X) for _ in range(2)), lambda: iter([Batch(X)])])
-    def test_what_can_be_read_once(self, once: Callable[[], Any]):
-        with pytest.raises(SampleTypeError, match=r"(generator|list_iterator) can be read only once"):
-            Samples(once())
-
-    def test_an_iterable_dataset_without_a_loader(self):
-        with pytest.raises(SampleTypeError, match=r"a Flow is an IterableDataset.*DataLoader\(dataset"):
-            Samples(Flow())
-
-    def test_a_dataset_without_a_length(self):
-        with pytest.raises(SampleTypeError, match=r"a Dataset has no length. Give it __len__"):
-            Samples(Dataset())
-
-    @pytest.mark.parametrize(
-        ("data", "name"),
-        [(None, "None"), (3, "a int"), ([X, X], "a list of 2 Tensor"), ({1, 2}, "a set"), (b"x", "a bytes")],
-    )
-    def test_unknown_kinds(self, data: Any, name: str):
-        with pytest.raises(SampleTypeError, match=rf"cannot be read from {name}\. Understood are a tensor or array"):
-            Samples(data)
-
-    def test_a_table_with_keys_is_no_dataset(self):
-        class Frame(NotADataset):
-            def keys(self) -> list[str]:
-                return ["a"]
-
-        with pytest.raises(SampleTypeError, match=r"cannot be read from a Frame"):
-            Samples(Frame())
-
-    def test_a_string(self):
-        with pytest.raises(SampleTypeError, match=r"a str.*names a data set call load_samples"):
-            Samples.wrap("mnist5k")
-
-    def test_items_of_three(self):
-        message = r"An item of the Dataset has 3 entries.*unpack="
-        with pytest.raises(SampleTypeError, match=message):
-            next(Samples(TensorDataset(X, X, Y)).batches())
-        with pytest.raises(SampleTypeError, match=r"A batch of the DataLoader has 3 entries.*unpack="):
-            next(Samples(DataLoader(TensorDataset(X, X, Y))).batches())
-
-    def test_unpack_that_does_not_unpack(self):
-        with pytest.raises(SampleTypeError, match=r"has to give \(inputs, targets\); it gave a Tensor \[2, 3\]"):
-            next(Samples(pairs(), unpack=lambda item: item[0]).batches())
-        with pytest.raises(InputError, match=r"unpack= is for a Dataset or a DataLoader; a Tensor \[11, 2, 3\]"):
-            Samples(X, unpack=lambda item: item)
-
-    def test_items_that_do_not_stack(self):
-        with pytest.raises(SampleTypeError, match=r"a Tensor \[1\] of torch.float32 and a int, do not stack"):
-            next(Samples(Items(lambda i: (torch.zeros(i + 1), 0))).batches())
-        with pytest.raises(SampleTypeError, match=r"a Image.* do not stack into a batch"):
-            next(Samples(Items(lambda i: (Image.new("L", (2, 2)), 0))).batches())
-        with pytest.raises(SampleTypeError, match=r"do not stack"):
-            next(Samples(Items(lambda i: (X[i], None if i else 0))).batches())
-
-    def test_batches_that_do_not_join(self):
-        loader = DataLoader([torch.zeros(2, 5), torch.zeros(2, 7)], batch_size=None)
-        samples = Samples(loader)
-        assert [len(batch) for batch in samples.batches(2)] == [2, 2]
-        with pytest.raises(ShapeError, match=r"inputs is \[5\] in one and \[7\] a sample in another"):
-            list(samples.batches(3))
-
-    def test_data_that_changes_between_passes(self):
-        class Shrinking(IterableDataset[Tensor]):
-            n = 6
-
-            def __iter__(self) -> Iterator[Tensor]:
-                self.n -= 1
-                return iter(X[: self.n])
-
-        samples = Samples(DataLoader(Shrinking(), batch_size=2))
-        assert len(samples) == 5
-        with pytest.raises(ShapeError, match=r"gave 5 samples in one pass and 4 in the next"):
-            list(samples.batches())
-
-    def test_data_that_is_used_up(self):
-        class Used(IterableDataset[Tensor]):
-            rows = iter(X)
-
-            def __iter__(self) -> Iterator[Tensor]:
-                return self.rows
-
-        samples = Samples(DataLoader(Used(), batch_size=2))
-        assert sum(map(len, samples.batches())) == N
-        with pytest.raises(ShapeError, match=r"gave 11 samples in one pass and 0 in the next"):
-            list(samples.batches())
-
-    @pytest.mark.parametrize(
-        "make", [lambda: torch.zeros(0, 3), lambda: np.zeros((0, 3)), lambda: TensorDataset(X[:0]), list]
-    )
-    def test_no_samples(self, make: Callable[[], Any]):
-        with pytest.raises(EmptyDataError, match=r"There are no samples: the data has length 0"):
-            Samples(make())
-
-    def test_an_empty_stream(self):
-        class Nothing(IterableDataset[Tensor]):
-            def __iter__(self) -> Iterator[Tensor]:
-                return iter(())
-
-        with pytest.raises(EmptyDataError, match=r"no samples: the data gave no batch"):
-            list(Samples(DataLoader(Nothing())).batches())
-        with pytest.raises(EmptyDataError, match=r"There are no samples"):
-            len(Samples(DataLoader(Nothing())))
-
-    @pytest.mark.parametrize("size", [0, -3, True])
-    def test_batch_sizes(self, size: int):
-        with pytest.raises(InputError, match=rf"batch_size={size} is not a number of samples; it has to be 1"):
-            Samples(X, batch_size=size)
-        with pytest.raises(InputError, match=rf"batch_size={size} is not a number"):
-            Samples(X).batches(size)
-        with pytest.raises(InputError, match=rf"n={size} is not a number of samples"):
-            Samples(X).first(size)
 
 
 class TestIds:
@@ -653,9 +330,3 @@ class TestPreview:
         assert Samples(X, preview=lambda position: f"sample {position}").preview(3) == "sample 3"
         with pytest.raises(UnknownNameError, match=r"no sample at position 11"):
             Samples(X, preview=str).preview(11)
-
-
-def test_wrap():
-    samples = Samples(X)
-    assert Samples.wrap(samples) is samples
-    assert len(Samples.wrap(pairs())) == N

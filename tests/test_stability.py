@@ -42,7 +42,7 @@ def nudged(scale: float) -> GradientKernel:
 @pytest.fixture(scope="module")
 def found() -> Stability:
     kernels = {"start": nudged(3.0), "later": nudged(0.02), "end": nudged(0.0)}
-    return compare(kernels, inputs(), k=5, n_anchors=N, n_bootstrap=200)
+    return compare(kernels, inputs(), n_neighbors=5, n_anchors=N, n_bootstrap=200)
 
 
 def test_by_hand(found: Stability) -> None:
@@ -115,7 +115,7 @@ def test_from_when_on(found: Stability, low: list[list[float]], first: str | Non
 
 def test_nothing_is_trusted_where_the_last_alone_agrees_with_itself() -> None:
     kernels = {str(seed): GradientKernel(network(seed)) for seed in range(3)}
-    assert compare(kernels, inputs(), k=3, n_bootstrap=50, least=0.95).trusted_from is None
+    assert compare(kernels, inputs(), n_neighbors=3, n_bootstrap=50, least=0.95).trusted_from is None
 
 
 def test_networks_come_one_by_one() -> None:
@@ -126,7 +126,7 @@ def test_networks_come_one_by_one() -> None:
             alive.append(seed)
             yield str(seed), GradientKernel(network(seed))
 
-    found = compare(one_by_one(), inputs(), k=3, n_anchors=20, n_others=40, n_bootstrap=20)
+    found = compare(one_by_one(), inputs(), n_neighbors=3, n_anchors=20, n_others=40, n_bootstrap=20)
     assert alive == [0, 1, 2]
     assert (found.names, found.n_anchors, found.n_others) == (("0", "1", "2"), 20, 40)
     assert "among 40 samples" in found.summary()
@@ -152,8 +152,8 @@ def test_samples_without_gradient_are_left_out() -> None:
     x[is_zero] = 0
     kernels = {str(seed): without_bias(seed) for seed in (0, 5)}
     with pytest.warns(ZeroGradientWarning):
-        found = compare(kernels, x, k=3, n_anchors=N, n_bootstrap=20)
-    expected = compare(kernels, x[~is_zero], k=3, n_anchors=N, n_bootstrap=20)
+        found = compare(kernels, x, n_neighbors=3, n_anchors=N, n_bootstrap=20)
+    expected = compare(kernels, x[~is_zero], n_neighbors=3, n_anchors=N, n_bootstrap=20)
     assert (found.n_anchors, found.n_others) == (N // 2, N // 2)
     assert torch.equal(found.volatility.isnan(), is_zero)
     for name in ("counts", "similarities", "neighbors", "alignments"):
@@ -179,7 +179,7 @@ def test_ties_are_no_agreement() -> None:
     """f = w x over positive numbers: every similarity is 1, but for rounding, in every network."""
     x = torch.rand(N, 1).double() + 0.1
     kernels = {str(seed): GradientKernel(nn.Linear(1, 1, bias=False).double()) for seed in range(3)}
-    found = compare(kernels, x, k=4, n_bootstrap=20)
+    found = compare(kernels, x, n_neighbors=4, n_bootstrap=20)
     torch.testing.assert_close(found.neighbors.values, torch.full((3, 3), 4 / (N - 1)).double())
     for agreement in (found.counts, found.similarities, found.alignments):
         assert bool(agreement.values.isnan().all())
@@ -286,9 +286,9 @@ def test_an_anchor_that_tells_nothing_does_not_count() -> None:
     ("kernels", "options", "message"),
     [
         (1, {}, "pass at least two"),
-        (2, {"k": N}, "ask for 1 to one less"),
-        (2, {"k": 0}, "ask for 1 to one less"),
-        (2, {"n_others": -1}, "among -1 samples"),
+        (2, {"n_neighbors": N}, "one of which is the sample itself: ask for fewer"),
+        (2, {"n_neighbors": 0}, "n_neighbors is 0: it has to be a whole number"),
+        (2, {"n_others": -1}, "n_others is -1: it has to be a whole number"),
         (2, {"n_bootstrap": 1}, "at least 4 anchors and 2 resamplings"),
         (2, {"n_anchors": 3}, "at least 4 anchors and 2 resamplings"),
         (2, {"least": 2}, "least is 2: it is a share"),
@@ -341,7 +341,7 @@ def test_the_figure_shows_every_network(found: Stability, tmp_path: Path) -> Non
         write_trajectory(tmp_path / "run.png", found)
     with pytest.raises(InputError, match="there is no folder"):
         write_trajectory(tmp_path / "none" / "run.svg", found)
-    two = compare({"a": nudged(0.1), "b": nudged(0.0)}, inputs(), k=5, n_anchors=20, n_bootstrap=10)
+    two = compare({"a": nudged(0.1), "b": nudged(0.0)}, inputs(), n_neighbors=5, n_anchors=20, n_bootstrap=10)
     with pytest.raises(InputError, match="at least three networks, and there are 2"):
         trajectory(two)
 

@@ -12,7 +12,8 @@ from kinsight.captures.layouts import Layouts, find_layouts
 from kinsight.captures.steady import follow_samples
 from kinsight.kernel import GradientKernel
 from kinsight.samples import as_batch
-from tests.zoo import ZOO, Lambda
+from tests.zoo import ZOO
+from tests.zoo_models import Lambda
 
 STEADY = {
     "mlp", "no bias", "convolutions 1d 3d", "transposed convolutions", "residual", "transformer",

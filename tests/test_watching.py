@@ -109,7 +109,7 @@ def test_probes_without_classes_or_gradients() -> None:
 @pytest.mark.usefixtures("without_type_checks")
 def test_options_that_make_no_sense() -> None:
     for every in (0, 2.5, True):
-        with pytest.raises(InputError, match=f"every is {every}: it is a whole number"):
+        with pytest.raises(InputError, match=f"every is {every}: it has to be a whole number"):
             kinsight.SimilarityWatcher(model(), probe(), every=every)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="normalization 'cos' is unknown: use 'whitened' or 'flat'"):
         kinsight.SimilarityWatcher(model(), probe(), normalization="cos")  # type: ignore[arg-type]

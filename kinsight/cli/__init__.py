@@ -25,7 +25,7 @@ from kinsight.cli.index import make_index
 from kinsight.cli.info import print_info
 from kinsight.cli.labels import print_labels
 from kinsight.cli.neighbors import print_neighbors
-from kinsight.cli.options import with_options
+from kinsight.cli.options import flag, with_options
 from kinsight.cli.plan import print_plan
 from kinsight.cli.printing import show_error, show_warning
 from kinsight.cli.report import make_report
@@ -56,7 +56,7 @@ app.command("verify")(print_damage)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(version: Annotated[bool, flag("--version", help="Print the version.")] = False) -> None:
     """See your data as your network sees it: similarity, neighbors, density, label suspects."""
     if version:
         from importlib import metadata

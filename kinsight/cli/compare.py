@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import check_different, kernels_of, samples_of
-from kinsight.cli.options import Data, Model, OptionalNormalization, Options, OutFile, Similarity
+from kinsight.cli.options import Data, Flat, Model, Options, OutFile, Similarity, flag
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
 
@@ -20,15 +20,18 @@ def print_comparison(
     checkpoints: Annotated[
         list[Path] | None, typer.Option("--with", help="Weights that are compared, in order; may be repeated.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", "--n-neighbors", min=1, help="Nearest neighbors that are compared.")] = 10,
+    n_neighbors: Annotated[
+        int, typer.Option("-k", "--n-neighbors", min=1, help="Nearest neighbors that are compared.")
+    ] = 10,
     n_anchors: Annotated[int, typer.Option(min=4, help="Random samples whose neighbors are compared.")] = 256,
     n_others: Annotated[
         int, typer.Option(min=4, help="Random samples among which neighbors are looked for; results depend on it.")
     ] = 2048,
     least: Annotated[float, typer.Option(min=0, max=1, help="Share of neighbors that counts as the same.")] = 0.5,
-    normalization: OptionalNormalization = None,
+    normalization: Flat = Similarity.flat,
     by_sample: Annotated[
-        bool, typer.Option("--by-sample", help="Rows are samples, with their volatility, in place of pairs.")
+        bool,
+        flag("--by-sample", help="Rows are samples, with their volatility, in place of pairs."),
     ] = False,
     figure: Annotated[
         Path | None, typer.Option(help="Write a figure of all networks against the last one to this .svg file.")
@@ -47,16 +50,15 @@ def print_comparison(
         check_figure(figure, len(checkpoints))
 
     samples = samples_of(data, options, limit=options.limit)
-    chosen = normalization or Similarity.flat
     found = compare(
-        kernels_of(model, checkpoints, options), samples, k=k, n_anchors=n_anchors, n_others=n_others, least=least,
-        normalization=chosen.value, seed=options.seed,
+        kernels_of(model, checkpoints, options), samples, n_neighbors=n_neighbors, n_anchors=n_anchors,
+        n_others=n_others, least=least, normalization=normalization.value, seed=options.seed,
     )  # fmt: skip
     if figure is not None:
         write_trajectory(figure, found)
     print_answer(
         found.rows() if by_sample else found.pairs(), options, out,
-        summary=found.summary(), normalization=chosen.value, k=k, n_anchors=found.n_anchors, n_others=found.n_others,
-        mean_volatility=found.mean_volatility, mean_volatility_interval=found.mean_volatility_interval,
-        trusted_from=found.trusted_from, rule=found.rule,
+        summary=found.summary(), normalization=normalization.value, n_neighbors=n_neighbors, n_anchors=found.n_anchors,
+        n_others=found.n_others, mean_volatility=found.mean_volatility,
+        mean_volatility_interval=found.mean_volatility_interval, trusted_from=found.trusted_from, rule=found.rule,
     )  # fmt: skip

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from kinsight.cli.loading import asked, check_unset, index_alone, samples_of
-from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, Options, OutFile, Queries
+from kinsight.cli.loading import asked, check_unset, fitting, index_alone, samples_of
+from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, Options, OutFile
 from kinsight.cli.printing import print_answer
-from kinsight.errors import InputError, UnknownNameError
+from kinsight.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +47,7 @@ def print_denoising(
     options: Options,
     model: OptionalModel = None,
     data: OptionalData = None,
-    queries: Queries = None,
+    queries: Annotated[str | None, typer.Option(help="Samples that are asked about; DATA if left out.")] = None,
     sample_weights: SampleWeights = None,
     weight_decay: Annotated[float, typer.Option(min=0, help="Of training, as in torch.optim.SGD.")] = 0.0,
     loss_scale: Annotated[
@@ -63,7 +61,7 @@ def print_denoising(
     method: Annotated[
         How, typer.Option(help="exact: matrices of all pairs; estimate: linear time, with errors; auto: by size.")
     ] = How.auto,
-    n_probes: Annotated[int, typer.Option("--probes", min=2, help="Random probes of an estimate.")] = N_PROBES,
+    n_probes: Annotated[int, typer.Option("--n-probes", min=2, help="Random probes of an estimate.")] = N_PROBES,
     index: AskedIndex = None,
     out: OutFile = None,
 ) -> None:
@@ -77,7 +75,7 @@ def print_denoising(
         of_training = {
             "--queries": queries is not None, "--sample-weights": sample_weights is not None,
             "--weight-decay": weight_decay != 0, "--loss-scale": loss_scale is not None, "--decayed": bool(decayed),
-            "--method": method is not How.auto, "--probes": n_probes != N_PROBES,
+            "--method": method is not How.auto, "--n-probes": n_probes != N_PROBES,
         }  # fmt: skip
         check_unset(of_training, NOT_OF_SKETCHES)
         sums = index_alone(index, None, options, model, data).denoising_sums()
@@ -89,9 +87,9 @@ def print_denoising(
     found = denoise(
         kernel, samples, None if queries is None else samples_of(queries, options),
         sample_weights=None if sample_weights is None else _weights(sample_weights, samples, options),
-        weight_decay=weight_decay,
-        loss_scale=loss_scale, decayed=_decaying(kernel.parameters, decayed), method=method.value, n_probes=n_probes,
-        seed=options.seed, progress=not options.quiet,
+        weight_decay=weight_decay, loss_scale=loss_scale,
+        decayed=fitting(kernel.parameters, decayed, "--decayed") if decayed else None,
+        method=method.value, n_probes=n_probes, seed=options.seed, progress=not options.quiet,
     )  # fmt: skip
     fields = ("name", "value", "limit", "is_met")
     checks = [{name: getattr(check, name) for name in fields} for check in found.checks]
@@ -129,14 +127,3 @@ def _weights(source: str, samples: Samples, options: Options) -> Tensor:
             f"{missing[0]!r}: name every sample, or leave ids out, with weights in the order of the data."
         )
     return values.flatten()[[place[name] for name in samples.ids]]
-
-
-def _decaying(parameters: Iterable[str], patterns: list[str] | None) -> list[str] | None:
-    """Names that fit any of the patterns."""
-    if not patterns:
-        return None
-    names = list(parameters)
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UnknownNameError(f"--decayed {pattern!r} fits no parameter: there are {', '.join(names[:8])}.")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinsight.cli.loading import asked, index_alone, index_of, kernel_of, samples_of
+from kinsight.cli.loading import asked, index_asked, samples_of
 from kinsight.cli.options import (
     AskedIndex,
     OptionalData,
     OptionalModel,
-    OptionalNormalization,
     Options,
     OutFile,
     Similarity,
+    WhitenedOrOfIndex,
+    flag,
 )
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
@@ -50,8 +51,8 @@ def print_density(
         list[float] | None, typer.Option(help="Of the hard count, 0.5 if left out; may be repeated.")
     ] = None,
     power: Annotated[float, typer.Option(help="Of the power count.")] = POWER,
-    no_self: Annotated[bool, typer.Option("--no-self", help="A sample does not count itself.")] = False,
-    normalization: OptionalNormalization = None,
+    no_self: Annotated[bool, flag("--no-self", help="A sample does not count itself.")] = False,
+    normalization: WhitenedOrOfIndex = None,
     index: AskedIndex = None,
     out: OutFile = None,
 ) -> None:
@@ -104,15 +105,9 @@ def _of_index(
     kind: Kind,
     how: dict[str, Any],
 ) -> Counts:
-    """Around the samples of an index; or around queries, which MODEL is needed to sketch."""
-    if queries is None:
-        index = index_alone(folder, normalization, options, model, data)
-    elif model is None:
-        raise InputError("--queries are inputs: MODEL is needed to sketch them.")
-    else:
-        index = index_of(folder, normalization)
-        known = None if data is None else samples_of(data, options, limit=options.limit)
-        how |= {"queries": samples_of(queries, options), "kernel": kernel_of(model, options), "data": known}
+    """Around the samples of an index, or around queries."""
+    index, queried = index_asked(folder, normalization, options, model, data, queries)
+    how |= queried
     counts: dict[Kind, Callable[..., Counts]] = {
         Kind.soft: index.soft_count, Kind.hard: index.hard_count, Kind.power: index.power_count,
     }  # fmt: skip

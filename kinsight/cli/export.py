@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from kinsight.cli.options import AsJson, Folder
+from kinsight.cli.options import AsJson, Folder, flag
 from kinsight.cli.printing import print_facts
 
 
 def write_export(
     index: Folder,
     out: Annotated[Path, typer.Argument(help="A .parquet file.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """All rows of an index as one Parquet file: ids, sketches, norms, outputs, targets, previews."""

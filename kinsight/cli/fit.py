@@ -10,13 +10,14 @@ import typer
 from kinsight.cli.loading import asked, index_alone
 from kinsight.cli.options import (
     AskedIndex,
+    FlatOrOfIndex,
     OptionalData,
     OptionalModel,
-    OptionalNormalization,
     OptionalTask,
     Options,
     OutFile,
     Similarity,
+    flag,
 )
 from kinsight.cli.printing import print_answer
 
@@ -36,12 +37,13 @@ def print_fit(
     power: Annotated[float, typer.Option(help="Of similarities: 8 hears close neighbors; 1 takes linear time.")] = 8.0,
     regime: Annotated[str | None, typer.Option(help="Only samples of this regime, the most pronounced first.")] = None,
     by_group: Annotated[
-        bool, typer.Option("--by-group", help="One row a class, or a group of --groups, in place of one a sample.")
+        bool,
+        flag("--by-group", help="One row a class, or a group of --groups, in place of one a sample."),
     ] = False,
     groups: Annotated[
         Path | None, typer.Option(help="A text file that names the group of each sample, a line each.", exists=True)
     ] = None,
-    normalization: OptionalNormalization = None,
+    normalization: FlatOrOfIndex = None,
     index: AskedIndex = None,
     task: OptionalTask = None,
     out: OutFile = None,

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Normalization, Options, Similarity
+from kinsight.cli.options import Data, Model, Normalization, Options, Similarity, flag
 from kinsight.cli.printing import print_facts, print_rows
 
 
@@ -29,18 +29,18 @@ def make_index(
     error: Annotated[float, typer.Option(help="Root mean square error of a similarity that is asked for.")] = 0.05,
     dim: Annotated[int | None, typer.Option(min=1, help="Numbers in a sketch; by --error if left out.")] = None,
     normalization: Normalization = Similarity.whitened,
-    no_previews: Annotated[bool, typer.Option("--no-previews", help="Keep nothing to show samples by.")] = False,
+    no_previews: Annotated[bool, flag("--no-previews", help="Keep nothing to show samples by.")] = False,
     search: Annotated[
         bool | None,
         typer.Option("--search/--no-search", help="Approximate search; else from 200,000 on."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier build stopped.")] = False,
-    append: Annotated[bool, typer.Option("--append", help="Add DATA to the index that is there.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an index that is there.")] = False,
+    resume: Annotated[bool, flag("--resume", help="Go on where an earlier build stopped.")] = False,
+    append: Annotated[bool, flag("--append", help="Add DATA to the index that is there.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace an index that is there.")] = False,
     engine: Annotated[
         Engine, typer.Option(help="local: in this process; ray: on a cluster, or processes of this machine.")
     ] = Engine.local,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will take, and write nothing.")] = False,
+    dry_run: Annotated[bool, flag("--dry-run", help="Say what it will take, and write nothing.")] = False,
 ) -> None:
     """Build an index of the data once, to ask it many times: neighbors, counts, label suspects."""
     from kinsight.errors import InputError

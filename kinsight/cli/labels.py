@@ -13,9 +13,9 @@ import typer
 from kinsight.cli.loading import asked, check_unset, index_alone, index_of, kernels_of
 from kinsight.cli.options import (
     AskedIndex,
+    FlatOrOfIndex,
     OptionalData,
     OptionalModel,
-    OptionalNormalization,
     OptionalTask,
     Options,
     OutFile,
@@ -72,7 +72,7 @@ def print_labels(
     fail_on: Annotated[
         int | None, typer.Option(min=1, help="Exit with 1 from so many suspects, or pairs, on, shown or not.")
     ] = None,
-    normalization: OptionalNormalization = None,
+    normalization: FlatOrOfIndex = None,
     index: AskedIndex = None,
     conflicts: Annotated[
         float | None,

@@ -13,8 +13,6 @@ from kinsight.cli.options import Options, Precision, Similarity
 from kinsight.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from kinsight.index import Index
     from kinsight.kernel import GradientKernel
     from kinsight.samples import Samples
@@ -32,7 +30,8 @@ def kernel_of(model: str, options: Options) -> GradientKernel:
     network = load_model(model, checkpoint=weights, device=options.device, allow_pickle=options.allow_pickle)
     if options.dtype is not None:
         network = network.to(getattr(torch, options.dtype.value))
-    chosen = _parameters(network, options.parameters) if options.parameters else None
+    names = [name for name, _ in network.named_parameters()]
+    chosen = fitting(names, options.parameters, "--parameters") if options.parameters else None
     limits: dict[str, Any] = {} if options.max_bytes is None else {"max_bytes": options.max_bytes}
     output = _output(options.output, options.seed)
     return GradientKernel(network, output, parameters=chosen, batch_size=options.batch_size, **limits)
@@ -122,6 +121,28 @@ def index_alone(
     return index_of(folder, normalization)
 
 
+def index_asked(
+    folder: Path,
+    normalization: Similarity | None,
+    options: Options,
+    model: str | None,
+    data: str | None,
+    queries: str | None,
+) -> tuple[Index, dict[str, Any]]:
+    """The index of a folder, and what it is asked about: its own samples, or queries, as its methods take them.
+
+    Raises:
+        InputError: queries, and no model to sketch them; or something was passed that means nothing.
+    """
+    if queries is None:
+        return index_alone(folder, normalization, options, model, data), {}
+    if model is None:
+        raise InputError("--queries are inputs: MODEL is needed to sketch them.")
+    known = None if data is None else samples_of(data, options, limit=options.limit)
+    asked = {"queries": samples_of(queries, options), "kernel": kernel_of(model, options), "data": known}
+    return index_of(folder, normalization), asked
+
+
 def index_of(folder: Path, normalization: Similarity | None) -> Index:
     """The index of a folder.
 
@@ -157,17 +178,21 @@ def check_writable(out: Path, *, overwrite: bool) -> None:
     if out.is_dir():
         raise InputError(f"{out} is a folder. Pass the name of a file as --out.")
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists. Pass --overwrite to replace it, or another --out.")
+        raise InputError(f"--out {out} is there already: pass --overwrite to replace it, or another name.")
 
 
-def _parameters(network: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Names of the parameters that match any of the patterns."""
-    names = [name for name, _ in network.named_parameters()]
+def fitting(parameters: Iterable[str], patterns: Sequence[str], option: str) -> list[str]:
+    """Names of the parameters that fit any of the patterns.
+
+    Raises:
+        UnknownNameError: one fits none.
+    """
+    names = list(parameters)
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise UnknownNameError(
-                f"--parameters {pattern}: no parameter of the {type(network).__name__} has such a name. It has "
-                f"{len(names)}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}."
+                f"{option} {pattern!r} fits no parameter: there are {len(names)}, "
+                f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}."
             )
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 

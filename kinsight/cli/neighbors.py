@@ -12,11 +12,11 @@ from kinsight.cli.loading import asked, index_alone, index_of, kernel_of, positi
 from kinsight.cli.options import (
     OptionalData,
     OptionalModel,
-    OptionalNormalization,
     Options,
     OutFile,
     Queries,
     Similarity,
+    WhitenedOrOfIndex,
 )
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
@@ -33,7 +33,7 @@ def print_neighbors(
     queries: Queries = None,
     ids: Annotated[list[str] | None, typer.Option(help="Only these samples of the queries; may be repeated.")] = None,
     k: Annotated[int, typer.Option("-k", "--n-neighbors", min=1, help="Neighbors of each query.")] = 10,
-    normalization: OptionalNormalization = None,
+    normalization: WhitenedOrOfIndex = None,
     index: Annotated[
         Path | None,
         typer.Option(
@@ -98,7 +98,7 @@ def _print_of_all(
         columns = ("group", "id")
     elif hubs is not None:
         rows = ({"id": table.ids[row], "neighbor_of": count} for row, count in table.hubs(hubs))
-        facts |= {"k": k, "skewness": table.skewness}
+        facts |= {"n_neighbors": k, "skewness": table.skewness}
         columns = ("id", "neighbor_of")
     print_answer(rows, options, out, columns=columns, summary=summary, **facts)
 
@@ -120,6 +120,6 @@ def _from_index(
             raise InputError("--queries are inputs: MODEL is needed to sketch them.")
         rows = samples_of(queries, options)
         chosen = rows.take(positions_of(rows, ids)) if ids else rows
-        return index.neighbors(chosen, k=k, kernel=kernel, data=samples)
+        return index.neighbors(chosen, n_neighbors=k, kernel=kernel, data=samples)
     named = [index.ids[place] for place in positions_of(index, ids)] if ids else index.ids
-    return index.neighbors(ids=named, k=k, kernel=kernel, data=samples)
+    return index.neighbors(ids=named, n_neighbors=k, kernel=kernel, data=samples)

@@ -68,11 +68,14 @@ def n_bytes(text: str) -> int:
     raise typer.BadParameter(f"{text!r} is no number of bytes, such as 512MB, 2GiB or 1000000.")
 
 
+flag = partial(typer.Option, metavar="")
+"""An option that is there or not, and has no value to show the type of."""
+
 _MODEL = "pkg.module:factory, or hf:PATH-or-ORG/NAME (local cache only)."
 _DATA = "imagefolder:, csv:, npz: or hf: and a path; pkg.module:factory; mnist5k, fashion-mnist, digits."
 
-Model = Annotated[str, typer.Argument(help=_MODEL)]
-Data = Annotated[str, typer.Argument(help=_DATA)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=_MODEL)]
+Data = Annotated[str, typer.Argument(metavar="DATA", help=_DATA)]
 OptionalModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_MODEL)]
 OptionalData = Annotated[str | None, typer.Argument(metavar="DATA", help=_DATA)]
 Queries = Annotated[str | None, typer.Option(help="Data whose neighbors are asked for; DATA if left out.")]
@@ -82,12 +85,17 @@ _NORMALIZATION = (
 )
 
 Normalization = Annotated[Similarity, typer.Option(help=_NORMALIZATION)]
-OptionalNormalization = Annotated[
-    Similarity | None,
-    typer.Option(
-        help=f"{_NORMALIZATION} That of --index where there is one; else flat for labels and reports, and whitened."
-    ),
-]
+
+
+def _by_default(similarity: Similarity, *, has_index: bool) -> Any:
+    """The option, where it says which similarity is meant if it is left out."""
+    where = f"that of --index; else {similarity}" if has_index else str(similarity)
+    return typer.Option(help=_NORMALIZATION, show_default=where)
+
+
+WhitenedOrOfIndex = Annotated[Similarity | None, _by_default(Similarity.whitened, has_index=True)]
+FlatOrOfIndex = Annotated[Similarity | None, _by_default(Similarity.flat, has_index=True)]
+Flat = Annotated[Similarity, _by_default(Similarity.flat, has_index=False)]
 
 OptionalTask = Annotated[
     Labelling | None,
@@ -105,9 +113,10 @@ OutFile = Annotated[
         "--out", callback=new_table, help="Write the rows to this .parquet or .csv file, which must not be there."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+AsJson = Annotated[bool, flag("--json", help="One JSON document on stdout.")]
 
-_shared = partial(typer.Option, rich_help_panel="Options of every verb")
+_shared = partial(typer.Option, rich_help_panel="Options of model and data")
+_shared_flag = partial(_shared, metavar="")
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,9 @@ class Options:
     """What every verb takes that asks a network about data; the fields are options of the command line."""
 
     checkpoint: Annotated[Path | None, _shared(help="Weights: .safetensors, or a torch file of tensors.")] = None
-    allow_pickle: Annotated[bool, _shared("--allow-pickle", help="Run the code inside a pickled checkpoint.")] = False
+    allow_pickle: Annotated[bool, _shared_flag("--allow-pickle", help="Run the code inside a pickled checkpoint.")] = (
+        False
+    )
     output: Annotated[str, _shared(help="What is differentiated: logits, one_vs_rest, probes:K, pooled:mean, ...")] = (
         "logits"
     )
@@ -132,10 +143,13 @@ class Options:
     dtype: Annotated[Precision | None, _shared(help="Read the data in this type, and convert the model to it.")] = None
     seed: Annotated[int, _shared(help="Of random probes, and of weights that no checkpoint sets.")] = 0
     workers: Annotated[int, _shared(min=0, help="Processes that load DATA, where it is read sample by sample.")] = 0
-    limit: Annotated[int | None, _shared(min=1, help="Only the first so many samples of DATA.")] = None
-    as_json: Annotated[bool, _shared("--json", help="One JSON document on stdout.")] = False
-    quiet: Annotated[bool, _shared("--quiet", help="No progress on stderr.")] = False
-    debug: Annotated[bool, _shared("--debug", help="Show the traceback of an error.")] = False
+    limit: Annotated[
+        int | None,
+        _shared(min=1, help="Only the first so many samples of DATA; of one class, where it is sorted by class."),
+    ] = None
+    as_json: Annotated[bool, _shared_flag("--json", help="One JSON document on stdout.")] = False
+    quiet: Annotated[bool, _shared_flag("--quiet", help="No progress on stderr.")] = False
+    debug: Annotated[bool, _shared_flag("--debug", help="Show the traceback of an error.")] = False
 
 
 def with_options(verb: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import kernel_of, samples_of
-from kinsight.cli.options import Data, Model, Options, Queries
+from kinsight.cli.options import Data, Model, Options
 from kinsight.cli.printing import print_rows
 
 
@@ -26,7 +26,7 @@ def print_plan(
     model: Model,
     data: Data,
     options: Options,
-    queries: Queries = None,
+    queries: Annotated[str | None, typer.Option(help="Rows of the pairs; DATA if left out.")] = None,
     question: Annotated[
         Question,
         typer.Option(

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinsight.cli.loading import check_different, check_writable, index_of, kernel_of, kernels_of, samples_of
-from kinsight.cli.options import Data, Model, OptionalNormalization, Options, Similarity
+from kinsight.cli.options import Data, FlatOrOfIndex, Model, Options, Similarity, flag
 from kinsight.cli.printing import print_rows
 from kinsight.errors import InputError
 
 if TYPE_CHECKING:
-    from kinsight.kernel import GradientKernel, Normalization
+    from kinsight.kernel import GradientKernel
+    from kinsight.normalization import Normalization
     from kinsight.samples import Samples
     from kinsight.stability import Stability
 
@@ -24,11 +25,11 @@ def make_report(
     data: Data,
     options: Options,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Annotated[bool, flag("--overwrite", help="Replace the file if it is there.")] = False,
     queries: Annotated[str | None, typer.Option(help="Data whose neighbors are shown; else some of DATA.")] = None,
     title: Annotated[str, typer.Option(help="Title of the page.")] = "",
     n_queries: Annotated[int, typer.Option(min=0, help="Queries whose neighbors are shown.")] = 8,
-    n_neighbors: Annotated[int, typer.Option(min=1, help="Neighbors shown of each.")] = 8,
+    n_neighbors: Annotated[int, typer.Option("-k", "--n-neighbors", min=1, help="Neighbors shown of each.")] = 8,
     n_suspects: Annotated[int, typer.Option(min=0, help="Suspected labels shown.")] = 24,
     weight_decay: Annotated[
         float, typer.Option(min=0, help="Of training, as in torch.optim.SGD; for the noise of values.")
@@ -37,7 +38,7 @@ def make_report(
         list[Path] | None,
         typer.Option("--with", help="Weights of earlier checkpoints, in order, that are compared; may be repeated."),
     ] = None,
-    normalization: OptionalNormalization = None,
+    normalization: FlatOrOfIndex = None,
     index: Annotated[
         Path | None,
         typer.Option(help="Take counts and suspects from this index of DATA, in its normalization, with their error."),
@@ -108,4 +109,6 @@ def compared(
         )
     kernels = chain(kernels_of(model, checkpoints, options), [(str(options.checkpoint), kernel)])
     k = max(1, min(10, len(samples) - 1))
-    return compare(kernels, samples, k=k, normalization=normalization, seed=options.seed, progress=not options.quiet)
+    return compare(
+        kernels, samples, n_neighbors=k, normalization=normalization, seed=options.seed, progress=not options.quiet
+    )

@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from kinsight.cli.options import AsJson, Folder
+from kinsight.cli.options import AsJson, Folder, flag
 from kinsight.cli.printing import print_rows
 
 
 def print_damage(
     index: Folder,
     as_json: AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    quiet: Annotated[bool, flag("--quiet", help="No progress on stderr.")] = False,
 ) -> None:
     """Compare every byte of an index with what was committed; damaged files are named, and the exit status is 1."""
     from kinsight.indexing.store import Store

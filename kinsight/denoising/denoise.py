@@ -19,8 +19,8 @@ from kinsight.denoising.assumptions import Check, checks
 from kinsight.denoising.least_squares import KernelSums, LeastSquares, Noise, finer, matrix, moves_along_itself, over
 from kinsight.denoising.misfit import Misfit, misfit
 from kinsight.denoising.smoother import Pair, Smoother, exact_smoother
-from kinsight.errors import InputError
-from kinsight.kernel import GradientKernel
+from kinsight.errors import InputError, UnknownNameError
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.samples import Id, Samples
 
 MAX_EXACT = 4096
@@ -90,9 +90,9 @@ class Denoising:
         """In words."""
         known = self.factors[~self.factors.isnan()]
         left = float(self.noise_left.nanmedian())
-        text = f"Of the noise of labels, {left:.1%} is left in half of the predictions or more"
+        text = f"The median prediction keeps {left:.1%} of the noise of a label"
         if len(known):
-            text += f"; their means around a sample keep {float(known.median()):.1%}"
+            text += f"; the mean of labels around a sample {float(known.median()):.1%}"
         if self.noise == self.noise:
             told = f"{self.noise:.3g} ± {self.noise_error:.1g}"
             text += f". Labels are off by {told} (standard deviation), as estimated without clean ones"
@@ -151,14 +151,14 @@ def denoise(
     Raises:
         TargetError: no targets, classes, or not as many values as outputs.
         InputError: weights, decay or scale are none; only some parameters decay, and there are too many samples.
-        UnknownNameError: there is no parameter of a name in `decayed`.
+        UnknownNameError: there is no parameter of a name in `decayed`, or no such method.
 
     Reference:
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
     """
+    _check_asked(kernel, method, n_probes)
     samples = Samples.wrap(data)
-    asked = None if queries is None or queries is data else Samples.wrap(queries)
-    _check_method(method, n_probes)
+    asked = None if (rows := Samples.asked(samples, data, queries)) is samples else rows
     fit = LeastSquares.of(kernel, samples, sample_weights, weight_decay, loss_scale, decayed)
     is_exact = method == "exact" or (method == "auto" and fit.labels.numel() <= MAX_EXACT)
     sums = fit.sums(kernel, samples, asked, n_probes=0 if is_exact else n_probes, seed=seed, progress=progress)
@@ -177,9 +177,10 @@ def denoise(
     )  # fmt: skip
 
 
-def _check_method(method: Method, n_probes: int) -> None:
+def _check_asked(kernel: GradientKernel, method: Method, n_probes: int) -> None:
+    check_kernel(kernel)
     if method not in ("auto", "exact", "estimate"):
-        raise InputError(f"method is {method!r}: use 'auto', 'exact' or 'estimate'.")
+        raise UnknownNameError(f"method {method!r} is unknown: use 'auto', 'exact' or 'estimate'.")
     if n_probes < 2:
         raise InputError(f"n_probes is {n_probes}: the spread of at least 2 gives an error.")
 

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from kinsight.axes import Mask, Mixing, PerSample
+from kinsight.captures.running import check_finite
 from kinsight.differentiation.batch_gradients import BatchGradients
 from kinsight.errors import ZeroGradientWarning
 from kinsight.gradients.contractions import SAFE_NORMS, Form
+from kinsight.normalization import Normalization, check_normalization
 from kinsight.samples import Id
+from kinsight.whitening import spectrum
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,25 @@ class Normalizer:
     ranks: Tensor
     scale: PerSample | None = None
     spread: PerSample | None = None
+
+    @staticmethod
+    def of(gradients: BatchGradients, normalization: Normalization, precision: torch.dtype) -> Normalizer:
+        """That of the gradients of one batch, which were computed in that precision.
+
+        Raises:
+            NonFiniteError: norms overflow, with the samples' ids.
+            UnknownNameError: there is no such normalization.
+        """
+        check_normalization(normalization)
+        own = gradients.self_blocks()
+        check_finite(own, gradients, "gradients")
+        c = own.shape[1]
+        norms = own.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=0).sqrt()
+        if normalization == "flat" or c == 1:
+            return Normalizer.scaling(norms, c)
+        found = spectrum(own, precision)
+        mixing = found.power(-0.5) / found.ranks.clamp(min=1).double().sqrt()[:, None, None]
+        return Normalizer(norms, mixing, found.ranks, spread=found.spread)
 
     @staticmethod
     def scaling(norms: PerSample, c: int) -> Normalizer:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from kinsight.density import Counts, soft_count
 from kinsight.fit import FitMap, fit_map
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
 from kinsight.labels.suspects import LabelSuspects, label_suspects
 from kinsight.neighbors import Neighbors, neighbors
+from kinsight.normalization import Normalization
 from kinsight.samples import Samples
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class ByIndex:
 
     def neighbors(self, queries: Samples, k: int) -> Neighbors:
         """Among the best candidates."""
-        return self.index.neighbors(queries, k=k, kernel=self.kernel, data=self.samples)
+        return self.index.neighbors(queries, n_neighbors=k, kernel=self.kernel, data=self.samples)
 
     def soft_count(self) -> Counts:
         """With its standard error."""

@@ -20,9 +20,10 @@ from kinsight.explorer.portraits import Painter, Portrait
 from kinsight.explorer.regimes import examples_of
 from kinsight.explorer.volatility import most_volatile
 from kinsight.fit import FitMap, Regime
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.labels.suspects import LabelSuspects
 from kinsight.neighbors import Neighbors
+from kinsight.normalization import Normalization
 from kinsight.samples import Samples
 from kinsight.stability import Stability
 
@@ -174,7 +175,7 @@ def examine(
         InputError: a number of samples to show is negative; the stability is of other data.
         WrongModelError, ChangedDataError: the index is of another model, or of other data.
     """
-    _check_counts(n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile)
+    _check_asked(kernel, normalization, n_queries, n_lonely, n_crowded, n_suspects, n_examples, n_noisy, n_volatile)
     samples = Samples.wrap(data)
     right, asked = _as_truth(truth, samples), _queries(samples, queries, n_queries)
     ask = asker(kernel, samples, normalization, index, progress=progress)
@@ -196,7 +197,8 @@ def examine(
     )  # fmt: skip
 
 
-def _check_counts(*counts: int) -> None:
+def _check_asked(kernel: GradientKernel, normalization: Normalization, *counts: int) -> None:
+    check_kernel(kernel, normalization)
     names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples", "n_noisy", "n_volatile")
     for name, count in zip(names, counts, strict=True):
         if count < 0:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from kinsight.explorer.findings import Findings, examine
 from kinsight.explorer.page import Headline, headlines, page_of
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization
 
 if TYPE_CHECKING:
     from kinsight.index import Index

@@ -96,7 +96,7 @@ def _frame(stability: Stability) -> Iterator[str]:
     names, right = stability.names[:-1], WIDTH - _RIGHT
     title = f"Agreement with {_text(_last(stability.names[-1], 60))}, the last"
     yield f'<text x="{_LEFT}" y="26" font-size="15" font-weight="600">{title}</text>'
-    note = f"{stability.k} nearest neighbors among {stability.n_others:,} samples. Bands are 95 % intervals."
+    note = f"{stability.n_neighbors} nearest neighbors among {stability.n_others:,} samples. Bands are 95 % intervals."
     yield f'<text x="{_LEFT}" y="45" fill="#5f6670">{note}</text>'
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         y = _up(tick)

@@ -10,7 +10,8 @@ from kinsight.agreement import Agreement
 from kinsight.errors import InputError
 from kinsight.explorer.pictures import chart
 from kinsight.explorer.trajectory import MIN_NETWORKS, printable, trajectory
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization
 from kinsight.samples import Samples
 from kinsight.stability import Stability
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kinsight.indexing.knn import sketches_of
+from kinsight.indexing.queries import units_of
 from kinsight.indexing.rows import ROWS, matrix_of
-from kinsight.indexing.search import nearest, units_of
+from kinsight.indexing.search import nearest
 from kinsight.indexing.store import Store
 from kinsight.plan import some_of
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kinsight.density import above, counted, powers
 from kinsight.indexing.knn import sketches_of
+from kinsight.indexing.queries import Queries, units_of
 from kinsight.indexing.rows import ROWS, matrix_of
-from kinsight.indexing.search import units_of
 from kinsight.indexing.store import Store
 from kinsight.progress import Advance
-from kinsight.samples import Id
 
 HALF_A_STEP = 0.52
 """Standard error of a count that may be off by one: 1.96 times it holds one."""
@@ -23,26 +21,7 @@ HELD = 4096
 """Rows whose sketches are compared with all others at once."""
 
 
-@dataclass(frozen=True, eq=False)
-class Strangers:
-    """Samples that are asked about, and need not be in the index.
-
-    Args:
-        ids: q of them.
-        sketches: made as those of the index are, [q dim].
-        norms: of their gradients, over all outputs, [q].
-        outputs: the output function's values, [q c].
-        rows: where they lie in the index, [q]; -1 where they do not.
-    """
-
-    ids: tuple[Id, ...]
-    sketches: Tensor
-    norms: Tensor
-    outputs: Tensor
-    rows: Tensor
-
-
-def each_with_itself(store: Store, queries: Strangers | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def each_with_itself(store: Store, queries: Queries | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Sketches of all samples, or queries; those that the index has of them; and the rows of these. Block by block.
 
     Yields:
@@ -53,21 +32,21 @@ def each_with_itself(store: Store, queries: Strangers | None) -> Iterator[tuple[
             wide = values.double()
             yield wide, wide, torch.arange(first, first + len(wide))
         return
-    for start in range(0, len(queries.ids), HELD):
+    for start in range(0, len(queries), HELD):
         rows = queries.rows[start : start + HELD]
         known = matrix_of(store.take(ROWS, rows.clamp(min=0).tolist(), ["sketch"])["sketch"])
         known = torch.where(rows[:, None] >= 0, known, 0.0)
         yield queries.sketches[start : start + HELD].double(), known.double(), rows
 
 
-def cosines(store: Store, rows: Tensor | Strangers | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
+def cosines(store: Store, rows: Tensor | Queries | None = None) -> Iterator[tuple[slice, slice, Tensor]]:
     """(rows, columns, cosines of sketches) of some samples, or of all, with all, block by block.
 
     Those of samples with zero gradient are nan.
     """
-    n = store.n_rows(ROWS) if rows is None else len(rows.ids if isinstance(rows, Strangers) else rows)
+    n = store.n_rows(ROWS) if rows is None else len(rows)
     for start in range(0, n, HELD):
-        if isinstance(rows, Strangers):
+        if isinstance(rows, Queries):
             values = rows.sketches[start : start + HELD]
         elif rows is None:
             values = matrix_of(store.slice(ROWS, start, min(n, start + HELD), ["sketch"])["sketch"])
@@ -86,7 +65,7 @@ def _units_or_nan(values: Tensor) -> Tensor:
 
 
 def soft_counts(
-    store: Store, excess: float, queries: Strangers | None = None, *, include_self: bool
+    store: Store, excess: float, queries: Queries | None = None, *, include_self: bool
 ) -> tuple[Tensor, Tensor]:
     """s(x) . sum_j s(x_j) for every sample x, or query: a pass to add up, one to read; and its error. [n] each.
 
@@ -112,7 +91,7 @@ def hard_counts(
     store: Store,
     taus: Tensor,
     error: float,
-    queries: Strangers | None = None,
+    queries: Queries | None = None,
     *,
     include_self: bool,
     advance: Advance,
@@ -149,7 +128,7 @@ def power_counts(
     store: Store,
     power: float,
     error: float,
-    queries: Strangers | None = None,
+    queries: Queries | None = None,
     *,
     include_self: bool,
     advance: Advance,
@@ -169,7 +148,7 @@ def _counted(
     store: Store,
     count: Callable[[Tensor], Tensor],
     n_parts: int,
-    queries: Strangers | None,
+    queries: Queries | None,
     *,
     include_self: bool,
     advance: Advance,

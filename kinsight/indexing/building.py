@@ -16,7 +16,8 @@ from kinsight.indexing.manifest import MANIFEST
 from kinsight.indexing.rows import ROWS, ids_of, matrix_of
 from kinsight.indexing.store import Store
 from kinsight.indexing.worker import Worker
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel, check_kernel
+from kinsight.normalization import Normalization
 from kinsight.plan import N_TRIED, some_of
 from kinsight.progress import progress_bar
 from kinsight.samples import Batch, Id, Samples
@@ -51,6 +52,7 @@ def build(
     progress: bool,
 ) -> None:
     """An index of a data set; see `Index.build`."""
+    check_kernel(kernel, normalization)
     if resume and overwrite:
         raise InputError("resume=True keeps what is there, overwrite=True replaces it: pass one of them.")
     if resume and (folder / MANIFEST).exists():

@@ -15,7 +15,7 @@ from kinsight.indexing.approximate import SEARCH
 from kinsight.indexing.knn import sketches_of
 from kinsight.indexing.rows import ROWS, ids_of, matrix_of
 from kinsight.indexing.store import Store
-from kinsight.kernel import Normalization
+from kinsight.normalization import Normalization
 from kinsight.samples import Id
 
 
@@ -121,9 +121,13 @@ class Contents:
             TargetError: the data had none, or parts had different ones.
         """
         kinds = {(str(part["target_shape"]), part["target_type"]) for part in self.about["parts"]}
-        if len(kinds) > 1 or self.about["parts"][0]["target_type"] is None:
+        if all(kind is None for _, kind in kinds):
+            raise TargetError("The index has no targets: build it from data with targets.")
+        if len(kinds) > 1:
+            told = " and ".join(sorted(f"{kind or 'none'} {shape if kind else ''}".strip() for shape, kind in kinds))
             raise TargetError(
-                "The index has no targets, or targets of different kinds: build it from data with targets."
+                f"Parts of the index have targets of different kinds, {told} (type, and shape of one): build it from "
+                "data that has the same of all."
             )
         shape, dtype = self.about["parts"][0]["target_shape"], getattr(torch, self.about["parts"][0]["target_type"])
         parts = [matrix_of(part["target"]) for part in self.store.scan(ROWS, ["target"])]

@@ -10,9 +10,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from kinsight.errors import InputError
+from kinsight.indexing.queries import units_of
 from kinsight.indexing.rows import ROWS, matrix_of
-from kinsight.indexing.search import nearest, units_of
+from kinsight.indexing.search import nearest
 from kinsight.indexing.store import Store
 from kinsight.progress import progress_bar
 from kinsight.samples import Id
@@ -115,8 +115,6 @@ def fill_neighbors(store: Store, k: int, *, max_bytes: int, progress: bool) -> N
         max_bytes: of the sketches held at once.
         progress: whether to show a progress bar.
     """
-    if k < 1:
-        raise InputError(f"k is {k}: ask for at least 1 neighbor.")
     n, dim = store.n_rows(ROWS), store.about["dim"]
     wanted = {"k": k, "n": n}
     if store.about.get(TABLE) != wanted:

@@ -16,11 +16,10 @@ from kinsight.density import Counts, Thresholds, thresholds_of
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
-from kinsight.identity import check_identity
-from kinsight.indexing.audits import HELD, Strangers, cosines, hard_counts, power_counts, soft_counts
-from kinsight.indexing.building import taken
+from kinsight.indexing.audits import cosines, hard_counts, power_counts, soft_counts
 from kinsight.indexing.contents import Contents
 from kinsight.indexing.denoising_sums import DenoisingSums, denoising_sums
+from kinsight.indexing.queries import SketchedQueries
 from kinsight.indexing.sketched import averages_of, check_kernel_known, support_of
 from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import Weighting
@@ -28,11 +27,8 @@ from kinsight.labels.conflicts import LEAST, LabelConflicts, conflicts_among
 from kinsight.labels.leave_one_out import by_features
 from kinsight.labels.suspects import LabelSuspects, MeanVerdict, Method, check_questions, suspects_among
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, check_targets, shares_of
-from kinsight.namesakes import self_positions
 from kinsight.outputs import OutputFunction, kind_of_output
 from kinsight.progress import progress_bar
-from kinsight.samples import Samples
-from kinsight.sketch import sketch
 from kinsight.uncertainty import Support
 
 
@@ -68,17 +64,17 @@ class Questions(Contents):
             WrongModelError: the kernel is another.
             ChangedDataError: the data is not what the index was built from.
         """
-        strangers = self._strangers(queries, kernel, data)
-        values, error = soft_counts(self.store, self.excess, strangers, include_self=include_self)
-        ids = self.ids if strangers is None else strangers.ids
+        asked = self._asked(queries, kernel, data)
+        values, error = soft_counts(self.store, self.excess, asked, include_self=include_self)
+        ids = self.ids if asked is None else asked.ids
         warn_undefined([ids[row] for row in values.isnan().nonzero().flatten().tolist()])
         return Counts(ids, values, len(self), self.normalization, include_self, "sketches", error)
 
     def hard_count(
         self,
-        thresholds: Thresholds = 0.5,
-        *,
         queries: Any = None,
+        *,
+        thresholds: Thresholds = 0.5,
         kernel: GradientKernel | None = None,
         data: Any = None,
         include_self: bool = True,
@@ -87,22 +83,23 @@ class Questions(Contents):
         """The hard count of every sample, or query, from the cosines of sketches: [n], or [n k] for k thresholds.
 
         Its error is what follows from cosines whose errors are normal, as large as the index's, and partly common.
-        Copies have cosines a few roundings below 1, and are not above a threshold that is as close to 1.
+        Copies have cosines a few roundings below 1, and are not above a threshold that is as close to 1. See
+        `soft_count` for what `queries`, `kernel` and `data` are.
 
         Raises:
             InputError: there are no thresholds, or one is nan.
         """
         taus, is_single = thresholds_of(thresholds)
-        strangers = self._strangers(queries, kernel, data)
+        asked = self._asked(queries, kernel, data)
         count = functools.partial(hard_counts, taus=taus)
-        counts = self._counts(count, strangers, include_self=include_self, progress=progress)
+        counts = self._counts(count, asked, include_self=include_self, progress=progress)
         return counts.column(0) if is_single else counts
 
     def power_count(
         self,
-        power: float = 8.0,
-        *,
         queries: Any = None,
+        *,
+        power: float = 8.0,
         kernel: GradientKernel | None = None,
         data: Any = None,
         include_self: bool = True,
@@ -111,30 +108,33 @@ class Questions(Contents):
         """The power count of every sample, or query, from the cosines of sketches. [n].
 
         Its error is no standard error, but a bound, `is_bound`: half of what it changes by when all cosines are off by
-        the index's error, one way or the other.
+        the index's error, one way or the other. See `soft_count` for what `queries`, `kernel` and `data` are.
+
+        Raises:
+            InputError: the power is not positive.
         """
-        strangers = self._strangers(queries, kernel, data)
+        asked = self._asked(queries, kernel, data)
         count = functools.partial(power_counts, power=power)
-        counts = self._counts(count, strangers, include_self=include_self, progress=progress)
+        counts = self._counts(count, asked, include_self=include_self, progress=progress)
         return replace(counts.column(0), is_bound=True)
 
     def _counts(
         self,
         count: Callable[..., tuple[Tensor, Tensor]],
-        strangers: Strangers | None,
+        asked: SketchedQueries | None,
         *,
         include_self: bool,
         progress: bool,
     ) -> Counts:
-        ids = self.ids if strangers is None else strangers.ids
+        ids = self.ids if asked is None else asked.ids
         with progress_bar("counting", len(self) * len(ids), is_shown=progress) as advance:
             values, error = count(
-                self.store, error=self.error, queries=strangers, include_self=include_self, advance=advance
+                self.store, error=self.error, queries=asked, include_self=include_self, advance=advance
             )
         warn_undefined([ids[row] for row in values[:, 0].isnan().nonzero().flatten().tolist()])
         return Counts(ids, values, len(self), self.normalization, include_self, "sketches", error)
 
-    def _strangers(self, queries: Any, kernel: GradientKernel | None, data: Any) -> Strangers | None:
+    def _asked(self, queries: Any, kernel: GradientKernel | None, data: Any) -> SketchedQueries | None:
         if queries is None:
             if kernel is not None or data is not None:
                 raise InputError(
@@ -142,23 +142,7 @@ class Questions(Contents):
                     "from what is in it. Pass queries, or leave both out."
                 )
             return None
-        if kernel is None:
-            raise InputError("Queries that are inputs need kernel=, to sketch them as the index's samples were.")
-        check_identity(kernel, self.about["kernel"], f"Index {str(self.folder)!r}")
-        samples = Samples.wrap(queries)
-        rows = torch.full((len(samples),), -1)
-        if data is not None:
-            known = Samples.wrap(data)
-            rows = self_positions(samples, known)
-            places = rows[rows >= 0].tolist() or [0]  # of strangers alone, one sample has to do
-            for start in range(0, len(places), HELD):  # positions in other data would be rows of other samples
-                taken(self.store, known, places[start : start + HELD])
-        how = {"seed": self.about["seed"], "normalization": self.normalization}
-        parts = [sketch(kernel, batch, self.dim, **how) for batch in samples.batches(kernel.block_size(samples))]
-        sketches, norms, outputs = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "outputs")
-        )
-        return Strangers(samples.ids, sketches, norms.double(), outputs, rows)
+        return SketchedQueries.of_inputs(self.store, queries, kernel, data)
 
     def denoising_sums(self) -> DenoisingSums:
         """Sums of the kernel and of its square around every sample: what denoising factors are made of.
@@ -257,9 +241,9 @@ class Questions(Contents):
                 f"weighting is {weighting!r}, and the index is of {self.normalization!r} similarity: leave it out, or "
                 "pass 'kernel'."
             )
-        strangers = self._strangers(queries, kernel, data)
+        asked = self._asked(queries, kernel, data)
         chosen = self.normalization if weighting is None else weighting
-        return averages_of(self, self._labels(task), strangers, weighting=chosen, include_self=include_self)
+        return averages_of(self, self._labels(task), asked, weighting=chosen, include_self=include_self)
 
     def uncertainty(
         self, queries: Any = None, *, kernel: GradientKernel | None = None, data: Any = None, progress: bool = False
@@ -271,7 +255,7 @@ class Questions(Contents):
         Raises:
             InputError: the index is of several outputs.
         """
-        return support_of(self, self._strangers(queries, kernel, data), is_signed=False, progress=progress)
+        return support_of(self, self._asked(queries, kernel, data), is_signed=False, progress=progress)
 
     def signed_support(self, queries: Any = None, *, kernel: GradientKernel | None = None, data: Any = None) -> Support:
         """sum_y k(x, y) / k(x, x) for every sample, or query, from sketches, in linear time.
@@ -281,14 +265,17 @@ class Questions(Contents):
         Raises:
             InputError: the index is of several outputs.
         """
-        return support_of(self, self._strangers(queries, kernel, data), is_signed=True, progress=False)
+        return support_of(self, self._asked(queries, kernel, data), is_signed=True, progress=False)
 
     def fit_map(
         self,
         *,
         power: float = 8.0,
         groups: Sequence[Any] | Tensor | np.ndarray | None = None,
-        splits: Splits | None = None,
+        least_count: float | None = None,
+        most_variance: float = 0.5,
+        most_disagreement: float = 0.5,
+        most_residual: float = 0.5,
         task: Task | None = None,
         progress: bool = False,
     ) -> FitMap:
@@ -300,6 +287,7 @@ class Questions(Contents):
             TargetError: no targets, or the network says something that cannot be compared with them.
         """
         check_power(power)
+        splits = Splits(least_count, most_variance, most_disagreement, most_residual)
         labels = self._labels(task)
         check_comparable(labels)
         if power == 1:
@@ -312,7 +300,7 @@ class Questions(Contents):
             warn_undefined([self.ids[row] for row in (self.norms == 0).nonzero().flatten().tolist()])
         names = self.about["class_names"]
         named = groups_of(groups, self.targets, labels, names)
-        return replace(mapped(self.ids, labels, around, splits or Splits(None), named), error=self.error)
+        return replace(mapped(self.ids, labels, around, splits, named), error=self.error)
 
     def _check_same_data(self, other: Contents) -> None:
         """Raise where verdicts of another index would be of other samples, or of another similarity."""

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from kinsight.errors import InputError
 from kinsight.gradients.scratch import Scratch
-from kinsight.indexing.rows import ROWS, matrix_of
-from kinsight.indexing.store import Store
-from kinsight.kernel import GradientKernel, Normalization
-from kinsight.namesakes import self_positions
+from kinsight.indexing.queries import Queries, SketchedQueries, units_of
+from kinsight.kernel import GradientKernel
 from kinsight.neighbors import Neighbors, are_all, merge_best
-from kinsight.samples import Batch, Id, Samples
-from kinsight.sketch import sketch
+from kinsight.normalization import Normalization
+from kinsight.samples import Batch, Id
 
 RANKED = 64
 """Queries whose candidates' similarities are computed together, at least."""
@@ -27,44 +22,6 @@ PAIRS_A_GRADIENT = 100
 
 MAX_PAIRS = 2**25
 """Similarities that are held at once."""
-
-
-@dataclass(frozen=True, eq=False)
-class Queries:
-    """What is searched for.
-
-    Args:
-        ids: of the queries.
-        units: their sketches, of length 1 or 0, [q dim].
-        rows: where they lie in the index themselves, [q]; -1 where they do not.
-        batch: their inputs, where they are known.
-    """
-
-    ids: tuple[Id, ...]
-    units: Tensor
-    rows: Tensor
-    batch: Batch | None
-
-
-def of_rows(store: Store, ids: Sequence[Id], rows: Sequence[int]) -> Queries:
-    """Samples of an index, whose sketches are known."""
-    values = matrix_of(store.take(ROWS, rows, ["sketch"])["sketch"]).float()
-    return Queries(tuple(ids), units_of(values), torch.tensor(rows), None)
-
-
-def of_inputs(about: Mapping[str, Any], queries: Any, kernel: GradientKernel | None, data: Samples | None) -> Queries:
-    """Inputs, sketched as those of an index are; with the data it was built from, those of it are known as such.
-
-    Raises:
-        InputError: there is no kernel to do so.
-    """
-    if kernel is None:
-        raise InputError("Queries that are inputs need kernel=, to sketch them. Or pass ids= of samples of the index.")
-    samples = Samples.wrap(queries)
-    batch = samples.take(range(len(samples)))
-    found = sketch(kernel, batch, about["dim"], seed=about["seed"], normalization=about["normalization"])
-    rows = torch.full((len(batch),), -1) if data is None else self_positions(samples, data)
-    return Queries(batch.ids, units_of(found.values), rows, batch)
 
 
 def as_neighbors(
@@ -81,7 +38,7 @@ def as_neighbors(
         error: of the similarities; None where they are exact.
     """
     values = values.double().masked_fill(values == -torch.inf, torch.nan).clamp(-1, 1)
-    is_undefined = asked.units.norm(dim=1) == 0
+    is_undefined = ~asked.sketches.any(dim=1)
     values[is_undefined], rows[is_undefined] = torch.nan, -1
     found = tuple(tuple(ids[row] for row in line if row >= 0) for line in rows.tolist())
     return Neighbors(asked.ids, found, rows, values, normalization, are_all(asked.rows, len(ids)), error)
@@ -140,13 +97,14 @@ def exactly(
     Returns:
         Similarities, [q k], -inf where there are fewer than k; and rows, [q k].
     """
+    samples = queries.samples if isinstance(queries, SketchedQueries) else None
     best = torch.full((len(candidates), k), -torch.inf, dtype=torch.float64)
     places = torch.full((len(candidates), k), -1)
     for part, rows in grouped(candidates):
         if not len(rows):
             continue
         chosen = candidates[part]
-        batch = take(queries.rows[part].tolist()) if queries.batch is None else queries.batch[part]
+        batch = take(queries.rows[part].tolist()) if samples is None else samples.take(range(len(samples))[part])
         similarities = torch.full((len(batch), len(rows)), torch.nan, dtype=torch.float64)
         for r, c, block in kernel.similarity_blocks(batch, take(rows.tolist()), normalization):
             similarities[r, c] = block.cpu().clamp(-1, 1)
@@ -180,9 +138,3 @@ def grouped(candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
             start, both = first, new
         rows = both
     yield slice(start, len(candidates)), rows
-
-
-def units_of(values: Tensor) -> Tensor:
-    """Sketches divided by their lengths; zeros stay."""
-    norms = values.norm(dim=1, keepdim=True)
-    return values * torch.where(norms > 0, 1 / norms, 0.0)

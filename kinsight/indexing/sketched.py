@@ -8,8 +8,9 @@ from torch import Tensor
 from kinsight.averages import Averages, Labels
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError
-from kinsight.indexing.audits import Strangers, cosines, each_with_itself
+from kinsight.indexing.audits import cosines, each_with_itself
 from kinsight.indexing.contents import Contents
+from kinsight.indexing.queries import Queries, SketchedQueries
 from kinsight.kernel_products import KernelProducts, Weighting
 from kinsight.progress import progress_bar
 from kinsight.uncertainty import Support
@@ -30,7 +31,7 @@ def check_kernel_known(index: Contents, what: str) -> None:
 
 
 def averages_of(
-    index: Contents, labels: Labels, queries: Strangers | None = None, *, weighting: Weighting, include_self: bool
+    index: Contents, labels: Labels, queries: SketchedQueries | None = None, *, weighting: Weighting, include_self: bool
 ) -> Averages:
     """Means of labels around every sample, or query, in two passes over sketches.
 
@@ -63,7 +64,7 @@ def averages_of(
     return labels.averaged(found, products, ids, weighting, len(index), errors)
 
 
-def support_of(index: Contents, queries: Strangers | None = None, *, is_signed: bool, progress: bool) -> Support:
+def support_of(index: Contents, queries: SketchedQueries | None = None, *, is_signed: bool, progress: bool) -> Support:
     """How much of the data moves along with each sample: sum_j |g_j| |cos_ij| / |g_i|, or, in linear time, with signs.
 
     With absolute values the error is what it changes by when all cosines are off by the index's error: random errors of
@@ -88,7 +89,7 @@ def support_of(index: Contents, queries: Strangers | None = None, *, is_signed: 
     return Support(ids, sums / divisor, is_signed, len(index), errors / divisor)
 
 
-def _signed_sums(index: Contents, norms: Tensor, queries: Strangers | None) -> tuple[Tensor, Tensor]:
+def _signed_sums(index: Contents, norms: Tensor, queries: Queries | None) -> tuple[Tensor, Tensor]:
     """sum_j |g_j| cos_ij, and its standard error. [n] each."""
     total, found = torch.zeros(index.dim, dtype=torch.float64), []
     for first, values in index.sketches():
@@ -100,9 +101,7 @@ def _signed_sums(index: Contents, norms: Tensor, queries: Strangers | None) -> t
     return sums, index.excess * ((total.square().sum() + sums.square()) / index.dim).sqrt()
 
 
-def _absolute_sums(
-    index: Contents, norms: Tensor, queries: Strangers | None, *, progress: bool
-) -> tuple[Tensor, Tensor]:
+def _absolute_sums(index: Contents, norms: Tensor, queries: Queries | None, *, progress: bool) -> tuple[Tensor, Tensor]:
     """sum_j |g_j| |cos_ij|, and what it changes by when all cosines are off by the index's error. [n] each."""
     places = torch.arange(len(index)) if queries is None else queries.rows
     sums = torch.zeros(len(places), dtype=torch.float64)

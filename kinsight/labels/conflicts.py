@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kinsight.errors import InputError
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, known_targets, scale_of
+from kinsight.normalization import Normalization
 from kinsight.plan import n_outputs_of
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
@@ -92,10 +93,22 @@ def label_conflicts(
         task: 'classification' or 'regression'; by the targets' type where left out.
         progress: whether to show a progress bar.
 
+    Returns:
+        `LabelConflicts`, pairs of samples, the most similar first.
+
     Raises:
         TargetError: no targets, or of the wrong kind.
         InputError: a number is out of range.
+        UnknownNameError: there is no such normalization, or task.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [5.0, 5.0]])
+        >>> data = Samples(x, torch.tensor([0, 1, 0, 1]))
+        >>> found = label_conflicts(GradientKernel(torch.nn.Linear(2, 2)), data)
+        >>> [(row["first"], row["second"], row["labels"]) for row in found.rows()]
+        [(1, 2, [1, 0])]
     """
+    check_kernel(kernel, normalization)
     samples = Samples.wrap(data)
     targets = known_targets(samples)
     ask_about_classes(targets, task, kernel.output, partial(n_outputs_of, kernel, samples))

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
 from kinsight.labels.calibration import calibrated
 from kinsight.labels.folds import Folds
 from kinsight.labels.leave_one_out import RIDGES, by_features, by_gram
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, known_targets, shares_of
+from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import bytes_in_words
 from kinsight.plan import n_outputs_of
 from kinsight.progress import Advance, progress_bar
@@ -98,7 +99,10 @@ class LabelSuspects:
             return "Nothing is said of any label: every gradient is zero, or no other sample is alike."
         text = f"Of {n_judged:,} labels, {n:,} ({n / n_judged:.1%}) are contradicted by all other samples together"
         if len(self):
-            text += f"; most of all that of {self.ids[0]!r}, {self.given[0].tolist()} for {self.suggested[0].tolist()}"
+            text += (
+                f"; most of all that of {self.ids[0]!r}: labelled {self.given[0].tolist()}, suggested "
+                f"{self.suggested[0].tolist()}"
+            )
         return text + ". Not every suspect is wrong: look at them, the first ones first."
 
 
@@ -328,6 +332,9 @@ class _Judging:
     dim: int | None
     progress: bool
     error: float | None = None
+
+    def __post_init__(self) -> None:
+        check_normalization(self.normalization)
 
     def pairs(self, kernel: GradientKernel, samples: Samples) -> Pairs:
         """Similarities of some samples with all."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -231,8 +232,8 @@ def check_power(power: float) -> None:
     Raises:
         InputError: it is not positive, or not finite.
     """
-    if not 0 < power < math.inf:
-        raise InputError(f"power is {power}: it must be positive, and finite.")
+    if not isinstance(power, Real) or not 0 < power < math.inf:
+        raise InputError(f"power is {power!r}: it must be positive, and finite.")
 
 
 def votes_of(pairs: Pairs, ballots: Ballots, power: float, *, progress: bool = False) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from kinsight.gradients import Gradients
 from kinsight.gradients.built import Built
 from kinsight.gradients.contractions import mixed
 from kinsight.gradients.factored import Product
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization
 from kinsight.plan import n_outputs_of
 from kinsight.samples import Samples
 from kinsight.training.pairs import Pairing

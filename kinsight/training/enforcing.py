@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from kinsight.batches import Batch
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization
 from kinsight.training.by_groups import from_groups
 from kinsight.training.by_pairs import from_pairs
 from kinsight.training.pairs import Pairing

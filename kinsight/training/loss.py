@@ -18,10 +18,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from kinsight.batches import Batch, as_batch, leaves, make_batch
+from kinsight.batches import Batch, as_batch, checked_count, leaves, make_batch
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, SampleTypeError, SlowAttentionWarning, UnknownNameError
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction
 from kinsight.training.by_groups import has_room_for
 from kinsight.training.enforcing import enforce
@@ -130,11 +131,12 @@ class SimilarityLoss:
         if not isinstance(model, nn.Module):
             raise SampleTypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
         for name, known, value in (
-            ("route", ("auto", "pairs", "groups"), route), ("normalization", ("flat", "whitened"), normalization),
+            ("route", ("auto", "pairs", "groups"), route),
             ("pairs", ("class",), pairs if isinstance(pairs, str) else "class"),
         ):  # fmt: skip
             if value not in known:
                 raise UnknownNameError(f"{name} {value!r} is unknown: use {' or '.join(map(repr, known))}.")
+        check_normalization(normalization)
         if not isinstance(pairs, str | Augmented) and not callable(pairs):
             raise SampleTypeError(
                 f"pairs is a {type(pairs).__name__}: use 'class', Augmented(transform) or a callable."
@@ -144,8 +146,7 @@ class SimilarityLoss:
         _check_finite("dissimilar_weight", dissimilar_weight, least=0.0)
         if _check_finite("margin", margin, least=-1.0) >= 1:
             raise InputError(f"margin is {margin}: no similarity is above 1, so that no pair would cost anything.")
-        if max_bytes < 1:
-            raise InputError(f"max_bytes is {max_bytes}: at least one sample, and its gradients, have to fit.")
+        checked_count("max_bytes", max_bytes)
         if route == "groups" and dissimilar_weight:
             raise InputError(
                 "route='groups' never looks at single pairs, and those that are apart cost something each."

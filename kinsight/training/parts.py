@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from kinsight.batches import Batch
 from kinsight.differentiation.batch_gradients import BatchGradients
 from kinsight.gradients import Gradients
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
+from kinsight.normalization import Normalization
 from kinsight.training.second_order import PullBack, UnitRows, without_graph
 
 

@@ -20,7 +20,7 @@ from kinsight.errors import SecondDerivativeError
 from kinsight.gradients import Gradients
 from kinsight.gradients.contractions import chunks, full_precision
 from kinsight.gradients.factored import Product
-from kinsight.kernel import Normalization
+from kinsight.normalization import Normalization
 from kinsight.whitening import spectrum
 
 

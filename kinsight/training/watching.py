@@ -8,20 +8,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kinsight.agreement import nearest, shared
-from kinsight.batches import map_leaves
+from kinsight.batches import checked_count, map_leaves
 from kinsight.captures.running import call_model, untouched
 from kinsight.differentiation.trace import Check
-from kinsight.errors import InputError, KinsightError, NonFiniteError, NonFiniteWarning, ShapeError, UnknownNameError
+from kinsight.errors import InputError, KinsightError, NonFiniteError, NonFiniteWarning, ShapeError
 from kinsight.gradients.contractions import Contraction
-from kinsight.kernel import GradientKernel, Normalization
+from kinsight.kernel import GradientKernel
 from kinsight.kernel_products import LEAST_SHARE
+from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.samples import Batch, Id, Samples
 from kinsight.training.second_order import as_used, unwrapped
@@ -84,11 +85,9 @@ class SimilarityWatcher:
         max_bytes: int = 2**30,
         contraction: Contraction = "full",
     ) -> None:
-        for name, value in (("every", every), ("n_neighbors", n_neighbors)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}: it is a whole number, at least 1.")
-        if normalization not in get_args(Normalization):
-            raise UnknownNameError(f"normalization {normalization!r} is unknown: use 'whitened' or 'flat'.")
+        checked_count("every", every)
+        checked_count("n_neighbors", n_neighbors)
+        check_normalization(normalization)
         if not (parameters is None or callable(parameters) or isinstance(parameters, str)):
             parameters = list(parameters)
         self._make_kernel = partial(
