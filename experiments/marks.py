@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from experiments.label_errors.section import OURS, SHARES, ways_of
 from experiments.label_errors.settings import SETTINGS
-from experiments.tables import Record, half_interval, table
+from experiments.tables import Record, half_interval, number_of, table
 
 Mark = tuple[str, str, str, str]
 """Setting, what is asked, what was found, whether it is met."""
@@ -30,7 +30,7 @@ def of_label_errors(records: Sequence[Record]) -> Iterator[Mark]:
     for record in records:
         seeds, n_asked = list(record["seeds"].values()), SETTINGS[record["setting"]].n_seeds
         others = [way for way in ways_of(record) if not way.startswith("kinsight")]
-        name, is_complete = f"{record['setting']}, {len(seeds)} of {n_asked} seeds", len(seeds) >= n_asked
+        name, is_complete = f"{record['setting']}, {len(seeds)} of {number_of(n_asked, 'seed')}", len(seeds) >= n_asked
 
         def ahead(measure: str, way: str, seeds: Sequence[Record] = seeds) -> list[float]:
             return [seed["ways"][OURS][measure] - seed["ways"][way][measure] for seed in seeds]

@@ -40,6 +40,11 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def number_of(n: int, what: str) -> str:
+    """So many of something, in words: 1 seed, 5 seeds."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def provenance(*records: Record) -> str:
     """Where the numbers of records come from; a line for all that were made on the same machines, of the same seeds."""
     together: dict[tuple[Any, ...], list[Record]] = {}
@@ -51,7 +56,8 @@ def provenance(*records: Record) -> str:
 def _machines(record: Record) -> str:
     """What seeds were run on; those of early records stand there once for all."""
     found = [seed.get("machine") or record["machine"] for seed in record["seeds"].values()]
-    return "; ".join(sorted({"{processor}, {threads} threads, torch {torch}".format(**each) for each in found}))
+    told = {f"{each['processor']}, {number_of(each['threads'], 'thread')}, torch {each['torch']}" for each in found}
+    return "; ".join(sorted(told))
 
 
 def _provenance(records: Sequence[Record], machines: str) -> str:
@@ -88,4 +94,4 @@ def _named(seeds: Sequence[int]) -> str:
     """All seeds by number; a row without gaps by its ends."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"seeds {seeds[0]} to {seeds[-1]}"
-    return f"seeds {', '.join(map(str, seeds))}"
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import EmptyDataError, InputError, SampleTypeError, ShapeError, TargetError, UnknownNameError
+from kinsight.errors import EmptyDataError, InputError, SampleTypeError, ShapeError, TargetError, UnknownNameError
 
 Id: TypeAlias = int | str
 """What names a sample."""

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, SourceError
-from .files.paths import existing
+from kinsight.errors import CheckpointError, SourceError
+from kinsight.files.paths import existing
 
 CONTAINERS = ("state_dict", "model_state_dict", "model")
 """Where training scripts put the weights among other things, in the order looked for."""

@@ -63,8 +63,8 @@ class GradientKernel:
         batch_size: samples in one pass; chosen from `max_bytes` where left out.
         max_bytes: bound on the memory that gradients are held in.
         contraction: what inner products of float32 gradients are computed in: 'full' (float32), 'bfloat16' (errors of
-            up to 2.5e-2 of |g(x)| |g(y)|, mostly below 5e-3), 'split' (1e-5, CUDA only). Gradients and norms stay in
-            float32, and so do `blocks` and what is made of them.
+            up to 2.5e-2 of |g(x)| |g(y)|, mostly below 5e-3), 'split' (1e-5 in emulation, CUDA only). Gradients and
+            norms stay in float32, and so do `blocks` and what is made of them.
 
     Raises:
         NoParametersError: nothing to differentiate with respect to.

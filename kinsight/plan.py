@@ -32,7 +32,7 @@ Question = Literal["gram", "similarity", "soft_count", "index"]
 """Kernel values of all pairs; similarities of all pairs, as neighbors, hard and power counts and label suspects need
 them; the soft count; an index."""
 
-PROBE_SECONDS = 0.5
+TRIAL_SECONDS = 0.5
 """Time on one batch after which no larger one is tried."""
 
 PAIR_BYTES = 20
@@ -88,7 +88,7 @@ class Line:
 
 
 @dataclass
-class Probe:
+class Trial:
     """What was measured on growing batches.
 
     Args:
@@ -158,8 +158,8 @@ def plan(
     if question == "index":
         return _index(kernel, columns, sizes[1], error, dim)
     if question == "soft_count":
-        probe = _measure(kernel, columns, sizes[1], steps=("gradients", "norms", "sum", "dot"))
-        return _soft_count(kernel, probe, len(columns), sizes[1], (n, sizes[0]) if m else (0, 1))
+        trial = _measure(kernel, columns, sizes[1], steps=("gradients", "norms", "sum", "dot"))
+        return _soft_count(kernel, trial, len(columns), sizes[1], (n, sizes[0]) if m else (0, 1))
     is_one = n <= sizes[0] and m <= sizes[1]
     steps = ["gradients", "norms", "unit", "gram"]
     steps += (["own"] if not m else []) if is_one else ["compact", "compact gram"]
@@ -169,23 +169,23 @@ def plan(
 
 def _measure(
     kernel: GradientKernel, samples: Samples, size: int, *, steps: Sequence[str], is_eager: bool = False
-) -> Probe:
-    probe = Probe()
+) -> Trial:
+    trial = Trial()
     kept = [*kernel.model.parameters(), *kernel.model.buffers()]
     n = min(4, size, len(samples))
     while True:
         begin = time.perf_counter()
         batch = next(samples.batches(n)).to(kernel.device)
-        _time(probe, kernel, batch, steps, is_eager=is_eager)
+        _time(trial, kernel, batch, steps, is_eager=is_eager)
         with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
             gradients = kernel.gradients(batch)
-        probe.held.points.append((n, gradients.n_bytes))
-        probe.peak.points.append((n, WORKSPACE * peak[0]))
+        trial.held.points.append((n, gradients.n_bytes))
+        trial.peak.points.append((n, WORKSPACE * peak[0]))
         if "gram" in steps:
             known = [tensor for each in gradients.by_parameter.values() for tensor in each.tensors]
             with peak_bytes(kernel.device, [*kept, *known]) as peak:
                 gradients.gram(gradients)
-            probe.scratch.points.append((n, max(0, peak[0] - PAIR_BYTES * n**2)))
+            trial.scratch.points.append((n, max(0, peak[0] - PAIR_BYTES * n**2)))
             del known
         if "sum" in steps:
             known = [tensor for each in gradients.by_parameter.values() for tensor in each.tensors]
@@ -193,16 +193,16 @@ def _measure(
                 mixing = kernel.normalizer(gradients).mixing
                 found = gradients.weighted_sum(mixing.transpose(0, 1))
                 gradients.dot({name: in_float64(value) for name, value in found.items()})
-            probe.summed.points.append((n, peak[0]))
+            trial.summed.points.append((n, peak[0]))
             del known, found
         del gradients
         if "own" in steps:
             with peak_bytes(kernel.device, [*kept, *_tensors_of(batch)]) as peak:
                 kernel(batch)
-            probe.own.points.append((n, WORKSPACE * max(0, peak[0] - PAIR_BYTES * n**2)))
-        is_long = time.perf_counter() - begin > PROBE_SECONDS and len(probe.peak.points) > 1
+            trial.own.points.append((n, WORKSPACE * max(0, peak[0] - PAIR_BYTES * n**2)))
+        is_long = time.perf_counter() - begin > TRIAL_SECONDS and len(trial.peak.points) > 1
         if n >= min(size, len(samples)) or is_long:
-            return probe
+            return trial
         n = min(2 * n, size, len(samples))
 
 
@@ -212,7 +212,7 @@ def _tensors_of(batch: Batch) -> list[Tensor]:
     return found
 
 
-def _time(probe: Probe, kernel: GradientKernel, batch: Batch, steps: Sequence[str], *, is_eager: bool) -> None:
+def _time(trial: Trial, kernel: GradientKernel, batch: Batch, steps: Sequence[str], *, is_eager: bool) -> None:
     """Time steps on one batch: the best of several runs, until the two best agree."""
     n = len(batch)
 
@@ -224,7 +224,7 @@ def _time(probe: Probe, kernel: GradientKernel, batch: Batch, steps: Sequence[st
             if kernel.device.type == "cuda":
                 torch.cuda.synchronize(kernel.device)
             seconds.append(time.perf_counter() - start)
-        probe.seconds.setdefault(step, Line()).points.append((n, min(seconds)))
+        trial.seconds.setdefault(step, Line()).points.append((n, min(seconds)))
         return returned
 
     gradients = timed("gradients", lambda: kernel.gradients(batch))
@@ -233,32 +233,32 @@ def _time(probe: Probe, kernel: GradientKernel, batch: Batch, steps: Sequence[st
     mixing = by.mixing
     if "unit" in steps:
         unit = timed("unit", lambda: UnitGradients.of(gradients, by))
-        probe.mixed.points.append((n, unit.n_bytes if unit.scale is None else 0))
+        trial.mixed.points.append((n, unit.n_bytes if unit.scale is None else 0))
     if "sum" in steps:
         directions = timed("sum", lambda: gradients.weighted_sum(mixing.transpose(0, 1)))
         timed("dot", lambda: gradients.dot(directions))
     if "compact" in steps:
         forms["compact gram"] = timed("compact", lambda: gradients.compact(is_eager=is_eager))
-        probe.compact.points.append((n, forms["compact gram"].n_bytes))
+        trial.compact.points.append((n, forms["compact gram"].n_bytes))
     for step, form in forms.items():
         if step in steps:
             timed(step, functools.partial(form.gram, form))
-            probe.forms[step] = (form, form.gram_cost(n) / probe.seconds[step].points[-1][1])
-    probe.n_outputs = gradients.n_outputs
+            trial.forms[step] = (form, form.gram_cost(n) / trial.seconds[step].points[-1][1])
+    trial.n_outputs = gradients.n_outputs
 
 
-def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[int, int], question: Question) -> Plan:
+def _pairs(kernel: GradientKernel, trial: Trial, n: int, m: int, sizes: tuple[int, int], question: Question) -> Plan:
     """All pairs of rows and columns, block by block; see `kinsight.stream`."""
     row_size, size = sizes
     columns = m or n
     steps = ["gradients"] + (["norms", "unit"] if question == "similarity" else [])
-    is_mixed = question == "similarity" and probe.mixed.points[-1][1] > 0
-    form, mixed = (probe.mixed, probe.mixed) if is_mixed else (probe.held, Line([(1, 0.0)]))
-    scratch = min(PASSING_BYTES + 2 * SCRATCH_BYTES, probe.scratch(min(max(row_size, size), max(n, m))))
+    is_mixed = question == "similarity" and trial.mixed.points[-1][1] > 0
+    form, mixed = (trial.mixed, trial.mixed) if is_mixed else (trial.held, Line([(1, 0.0)]))
+    scratch = min(PASSING_BYTES + 2 * SCRATCH_BYTES, trial.scratch(min(max(row_size, size), max(n, m))))
     product = PAIR_BYTES * min(n, row_size) * min(columns, size)
 
     def working(each: int) -> float:
-        return max(probe.peak(each), probe.held(each) + mixed(each))
+        return max(trial.peak(each), trial.held(each) + mixed(each))
 
     result_bytes = 8 * n * columns if question == "gram" else 0
     if n <= row_size and columns <= size:
@@ -267,51 +267,51 @@ def _pairs(kernel: GradientKernel, probe: Probe, n: int, m: int, sizes: tuple[in
         held = sum(form(each) for each in batches)
         peak = max(working(last) + held - form(last), held + scratch + product)
         if not m and not is_mixed and (question == "gram" or kernel.contraction == "full"):  # layer by layer
-            steps, peak = ["gradients"], probe.own(n) + product
-        seconds = sum(probe.seconds[step](each) for step in steps for each in batches)
-        seconds += probe.seconds_of_block("gram", n, m)
+            steps, peak = ["gradients"], trial.own(n) + product
+        seconds = sum(trial.seconds[step](each) for step in steps for each in batches)
+        seconds += trial.seconds_of_block("gram", n, m)
         return Plan(question, n, m, size, 1, len(batches), int(peak - result_bytes), result_bytes, seconds)
-    per_group = max(1, int(kernel.max_bytes // 2 // max(1.0, probe.compact(min(row_size, n)))))
+    per_group = max(1, int(kernel.max_bytes // 2 // max(1.0, trial.compact(min(row_size, n)))))
     row_batches, column_batches = -(-n // row_size), -(-columns // size)
     n_groups = -(-row_batches // per_group)
     passes = row_batches + n_groups * column_batches
     if not m:  # each group meets itself and what comes after it
         passes = row_batches + sum(max(0, row_batches - (g + 1) * per_group) for g in range(n_groups))
     each, row = min(size, columns), min(row_size, n)
-    once = {step: line(each) for step, line in probe.seconds.items()}
+    once = {step: line(each) for step, line in trial.seconds.items()}
     seconds = passes * sum(once[step] for step in steps) + row_batches * once["compact"]
     n_blocks = row_batches * column_batches / (1 if m else 2)
     if min(per_group, row_batches) == 1:  # columns meet one batch of rows, and are not made compact for that
-        seconds += n_blocks * probe.seconds_of_block("gram", row, each)
+        seconds += n_blocks * trial.seconds_of_block("gram", row, each)
     else:
         seconds += (passes - row_batches) * once["compact"]
-        seconds += n_blocks * probe.seconds_of_block("compact gram", row, each)
-    group = min(per_group, row_batches) * probe.compact(row)
+        seconds += n_blocks * trial.seconds_of_block("compact gram", row, each)
+    group = min(per_group, row_batches) * trial.compact(row)
     if n_groups == 1 and not m:  # no columns beside the rows that are kept
         peak = max(
-            group - probe.compact(row) + max(working(row), form(row) + probe.compact(row)), group + scratch + product
+            group - trial.compact(row) + max(working(row), form(row) + trial.compact(row)), group + scratch + product
         )
     else:
-        peak = group + max(working(each), form(each) + probe.compact(each) + scratch + product)
+        peak = group + max(working(each), form(each) + trial.compact(each) + scratch + product)
     return Plan(question, n, m, size, n_groups, passes, int(peak), result_bytes, seconds)
 
 
-def _soft_count(kernel: GradientKernel, probe: Probe, n: int, size: int, queries: tuple[int, int]) -> Plan:
+def _soft_count(kernel: GradientKernel, trial: Trial, n: int, size: int, queries: tuple[int, int]) -> Plan:
     """One pass that adds up, one that reads what was not kept; see `kinsight.unit_sum`."""
-    seconds, each = probe.seconds, min(size, n)
+    seconds, each = trial.seconds, min(size, n)
     n_queries, query_size = queries
     batches = n / each
-    held = probe.held(each)
+    held = trial.held(each)
     room = int(kernel.max_bytes // 2 // max(1.0, held))
     kept = 0 if n_queries else batches if batches * held <= kernel.max_bytes // 2 else room
     reading = n_queries / each if n_queries else batches - kept
     once = {step: line(each) for step, line in seconds.items()}
     total = batches * (once["gradients"] + once["norms"] + once["sum"]) + kept * once["dot"]
     total += reading * (once["gradients"] + once["dot"] + (once["norms"] if n_queries else 0))
-    directions = 8 * sum(p.numel() for p in kernel.parameters.values()) * probe.n_outputs
+    directions = 8 * sum(p.numel() for p in kernel.parameters.values()) * trial.n_outputs
     before = kept * held - (0 if reading else held * min(1, batches))  # beside the batch that is worked on
     known = directions if batches > 1 else 0
-    peak = before + known + max(probe.peak(each), held + probe.summed(each))
+    peak = before + known + max(trial.peak(each), held + trial.summed(each))
     passes = -(-n // size) + (
         -(-n_queries // query_size) if n_queries else math.ceil(batches) - int(kept) if reading else 0
     )
@@ -338,7 +338,7 @@ def _index(kernel: GradientKernel, samples: Samples, size: int, error: float, di
         spent = time.perf_counter() - start
         seconds.points.append((each, spent))
         peak.points.append((each, WORKSPACE * found[0]))
-        if each >= min(size, n) or (spent > PROBE_SECONDS and len(peak.points) > 1):
+        if each >= min(size, n) or (spent > TRIAL_SECONDS and len(peak.points) > 1):
             break
         each = min(2 * each, size, n)
     whole = min(size, n)

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 
 Advance = Callable[[int], None]
 
+LINE_SECONDS = 10.0
+"""From one line to the next, where there is no terminal."""
+
 
 @contextmanager
 def progress_bar(description: str, total: int, *, is_shown: bool) -> Iterator[Advance]:
@@ -52,7 +55,7 @@ def _bar(description: str, total: int) -> Iterator[Advance]:
         yield lambda amount: bar.advance(task, amount)
 
 
-def _lines(description: str, total: int, *, every_seconds: float = 10.0) -> Advance:
+def _lines(description: str, total: int) -> Advance:
     start = last = time.monotonic()
     done = 0
 
@@ -60,7 +63,7 @@ def _lines(description: str, total: int, *, every_seconds: float = 10.0) -> Adva
         nonlocal done, last
         done += amount
         now = time.monotonic()
-        if now - last >= every_seconds or done >= total:
+        if now - last >= LINE_SECONDS or done >= total:
             rate = done / max(now - start, 1e-9)
             left = (total - done) / rate if rate else float("inf")
             print(f"{description}: {done}/{total}, {rate:.0f}/s, {left:.0f} s left", file=sys.stderr)

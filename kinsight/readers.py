@@ -25,7 +25,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from .batches import (
+from kinsight.batches import (
     Batch,
     Id,
     as_tensor,
@@ -37,7 +37,7 @@ from .batches import (
     n_samples,
     without_labels,
 )
-from .errors import InputError, SampleTypeError, ShapeError
+from kinsight.errors import InputError, SampleTypeError, ShapeError
 
 Unpack: TypeAlias = Callable[[Any], tuple[Any, Any]]
 """Turns an item of a Dataset, or a batch of a DataLoader, into (inputs, targets)."""

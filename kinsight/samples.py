@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .batches import (
+from kinsight.batches import (
     Batch,
     Id,
     Inputs,
@@ -28,8 +28,8 @@ from .batches import (
     n_samples,
     without_labels,
 )
-from .errors import EmptyDataError, InputError, ShapeError
-from .readers import Converted, First, Streamed, Unpack, reader_of
+from kinsight.errors import EmptyDataError, InputError, ShapeError
+from kinsight.readers import Converted, First, Streamed, Unpack, reader_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

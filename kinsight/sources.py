@@ -39,10 +39,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from .checkpoints import load_weights
-from .errors import CheckpointError, SourceError, UnknownNameError
-from .files import read_csv, read_image_folder, read_npz
-from .samples import Samples
+from kinsight.checkpoints import load_weights
+from kinsight.errors import CheckpointError, SourceError, UnknownNameError
+from kinsight.files import read_csv, read_image_folder, read_npz
+from kinsight.samples import Samples
 
 DATA_FORMS = (
     "imagefolder:PATH[?size=64&mean=..&std=..&links=follow], csv:PATH[?target=COLUMN&id=COLUMN&drop=COLUMN], "

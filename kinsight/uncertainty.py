@@ -54,9 +54,11 @@ class Support:
         return 1 / self.sums
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One record a sample."""
-        for id_, total, value in zip(self.ids, self.sums.tolist(), self.uncertainties.tolist(), strict=True):
-            yield {"id": id_, "uncertainty": value, "support": total}
+        """One record a sample: its uncertainty and support, and the error of that where it is an estimate."""
+        errors = None if self.error is None else self.error.tolist()
+        for place, (total, value) in enumerate(zip(self.sums.tolist(), self.uncertainties.tolist(), strict=True)):
+            record = {"id": self.ids[place], "uncertainty": value, "support": total}
+            yield record if errors is None else {**record, "support_error": errors[place]}
 
     def summary(self) -> str:
         """In words."""

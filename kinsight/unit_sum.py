@@ -28,7 +28,9 @@ class UnitSum:
     """S_a = sum_j u_a(x_j), one direction an output, in float64.
 
     Unit gradients are linear maps of the gradients: u_a = sum_c M_ac g_c. They are never written down: sums take
-    sum_jc M_jac g_jc, and reading takes sum_ac M_ac (g_c . S_a).
+    sum_jc M_jac g_jc, and reading takes sum_ac M_ac (g_c . S_a). `kernel_products` does the same for
+    columns of any numbers in place of ones; what is only here is another way to read the sum, in forward mode, and the
+    check that it is the same.
 
     Args:
         kernel: the gradient kernel.

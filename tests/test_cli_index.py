@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import kinsight
-from kinsight import cli
 from kinsight.sources import load_model
+from tests.commands import answer, run
 
 MODULE = """
 import torch
@@ -45,19 +45,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "unlabelled.npz", **more)
     np.savez(tmp_path / "more.npz", **more, y=(x[:, 0] > 0).astype(np.int64))
     return tmp_path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main(arguments)
-    printed = capsys.readouterr()
-    return int(exit_info.value.code or 0), printed.out, printed.err
-
-
-def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    status, out, err = run(capsys, *arguments, "--json")
-    assert (status, err) == (0, "")
-    return json.loads(out)
 
 
 def test_build_info_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

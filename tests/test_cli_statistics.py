@@ -1,9 +1,7 @@
 """The command line on fit, denoising and comparison: what the library says, printed."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 import kinsight
-from kinsight import cli
 from kinsight.sources import load_model
+from tests.commands import answer, run
 
 MODULE = """
 import torch
@@ -39,19 +37,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.savez(tmp_path / "classes.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
     np.savez(tmp_path / "values.npz", x=x, y=x[:, 0])
     return tmp_path
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as exit_info:
-        cli.main(arguments)
-    printed = capsys.readouterr()
-    return int(exit_info.value.code or 0), printed.out, printed.err
-
-
-def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
-    status, out, err = run(capsys, *arguments, "--json")
-    assert (status, err) == (0, "")
-    return json.loads(out)
 
 
 def test_fit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +85,25 @@ def test_uncertainty(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert values == sorted(values, reverse=True)
         assert values == pytest.approx(sorted(truth.uncertainties.tolist(), reverse=True), rel=1e-4)
         assert values[0] == pytest.approx(float(truth.uncertainties[found["rows"][0]["id"]]), rel=1e-4)
+
+
+def test_uncertainty_of_an_index(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer(capsys, "index", "shop:values", "npz:values.npz", "--out", "ours", *QUIET)
+    x = np.load("values.npz")["x"]
+    np.savez("queries.npz", x=10 * x[:5])
+    kernel, index = kinsight.GradientKernel(load_model("shop:values", device="cpu")), kinsight.Index("ours")
+    model = ("shop:values", "--queries", "npz:queries.npz", "--device", "cpu")
+    for more, expected in (((), index.uncertainty()), (model, index.uncertainty(10 * x[:5], kernel=kernel))):
+        found = answer(capsys, "uncertainty", *more, "--index", "ours", "--quiet")
+        values = [row["uncertainty"] for row in found["rows"]]
+        assert values == pytest.approx(sorted(expected.uncertainties.tolist(), reverse=True))
+        assert all(row["support_error"] > 0 for row in found["rows"])
+    status, _, err = run(capsys, "uncertainty", "shop:values", "--index", "ours", *QUIET)
+    assert status == 2
+    assert "leave MODEL and DATA out" in err
+    status, _, err = run(capsys, "uncertainty", "--queries", "npz:queries.npz", "--index", "ours", *QUIET)
+    assert status == 2
+    assert "MODEL is needed" in err
 
 
 def test_counts_around_queries_at_several_thresholds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,6 @@
-"""Suspected labels: what all others say of each one, against plain refits; and how sure that is."""
+"""Suspected labels: the wrong ones, of classes and of values, told by one network or several; what is refused."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -7,160 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import kinsight
-from kinsight.errors import InputError, NonFiniteError, SampleTypeError, TargetError, ZeroGradientWarning
+from kinsight.errors import InputError, SampleTypeError, TargetError, ZeroGradientWarning
 from kinsight.explorer.findings import auroc
 from kinsight.kernel import GradientKernel
 from kinsight.labels.calibration import calibrated
 from kinsight.labels.folds import Folds
-from kinsight.labels.leave_one_out import RIDGES, by_features, by_gram, folded
-from kinsight.labels.votes import Ballots, shares_of
+from kinsight.labels.leave_one_out import by_gram
+from kinsight.labels.votes import Ballots
 from kinsight.samples import Samples
-from kinsight.sketch import error_of
-from tests.test_engine import EXACT, error
+from tests.clusters import REFIT, N, clusters, network
+from tests.test_engine import error
 from tests.zoo import ZOO
-
-REFIT = 1e-9
-"""Float64, a system of equations of a few dozen unknowns."""
-
-IN_FLOAT32 = 1e-4
-"""Leverages are made of float32 products, and 1 less them is divided by."""
-
-N = 60
-
-
-def clusters(seed: int = 0, wrong: int = 5) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs in three heaps, labels by heap but for a few, and which those are."""
-    generator = torch.Generator().manual_seed(seed)
-    true = torch.arange(N) % 3
-    x = 3 * nn.functional.one_hot(true, 3) + 0.5 * torch.randn(N, 3, generator=generator)
-    is_wrong = torch.zeros(N, dtype=torch.bool)
-    is_wrong[torch.randperm(N, generator=generator)[:wrong]] = True
-    return x.double(), torch.where(is_wrong, (true + 1) % 3, true), is_wrong
-
-
-def network(seed: int = 0) -> GradientKernel:
-    torch.manual_seed(seed)
-    return GradientKernel(nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3)).double())
-
-
-def refits(gram: Tensor, labels: Tensor, ridge: float) -> Tensor:
-    """Kernel ridge regression with an intercept, once for every sample that is left out."""
-    found = torch.empty_like(labels)
-    for i in range(len(gram)):
-        rest = [j for j in range(len(gram)) if j != i]
-        bordered = torch.ones(len(gram), len(gram), dtype=gram.dtype)
-        bordered[:-1, :-1] = gram[rest][:, rest] + ridge * torch.eye(len(rest), dtype=gram.dtype)
-        bordered[-1, -1] = 0
-        right = torch.cat([labels[rest], torch.zeros_like(labels[:1])])
-        found[i] = torch.cat([gram[i, rest], torch.ones(1, dtype=gram.dtype)]) @ torch.linalg.solve(bordered, right)
-    return found
-
-
-# ------------------------------------------------------------------------------------- leaving one out
-
-
-@pytest.mark.parametrize("kind", ["classes", "values"])
-def test_each_sample_is_predicted_by_all_others(kind: str) -> None:
-    x, y, _ = clusters()
-    gram = network().flat_similarity(x)
-    labels = Ballots.of(y).part(slice(0, N)) if kind == "classes" else torch.stack([x[:, 0].sin(), x[:, 1]], dim=1)
-    told: list[int] = []
-    found = by_gram(gram, labels, told.append)
-    assert sum(told) == len(RIDGES)
-    assert error(found.values, refits(gram, labels, found.ridge)) < REFIT
-    assert found.error == pytest.approx(float((found.values - labels).square().sum(dim=1).mean()))
-    place = RIDGES.index(found.ridge)
-    for other in RIDGES[max(0, place - 1) : place + 2]:
-        assert found.error <= float((refits(gram, labels, other) - labels).square().sum(dim=1).mean()) * (1 + REFIT)
-
-
-@pytest.mark.parametrize("batch", [7, 100])
-@pytest.mark.parametrize("few", [0.0, 1.5])
-def test_features_say_the_same_as_their_gram_matrix(batch: int, few: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinsight.labels.leave_one_out.FEW", few)
-    x, y, _ = clusters()
-    gram = network().flat_similarity(x)
-    values, vectors = torch.linalg.eigh(gram)
-    features = (vectors * values.clamp(min=0).sqrt()).float()
-    features[5] = 0  # a sample without similarities
-    gram[5] = gram[:, 5] = torch.nan
-    labels = Ballots.of(y).part(slice(0, N))
-    found = by_features(lambda: ((at, features[at : at + batch]) for at in range(0, N, batch)), labels)
-    truth = by_gram(gram, labels)
-    assert found.ridge == truth.ridge
-    is_known = torch.arange(N) != 5
-    assert bool(found.values[5].isnan().all())
-    assert bool(truth.values[5].isnan().all())
-    assert error(found.values[is_known], truth.values[is_known]) < IN_FLOAT32
-    assert found.error == pytest.approx(truth.error, rel=IN_FLOAT32)
-
-
-def test_long_sketches_are_folded(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, y, is_wrong = clusters()
-    kernel, labels = network(), Ballots.of(y).part(slice(0, N))
-    values = kinsight.sketch(kernel, x, 1000, normalization="flat").values
-    short = folded(values, 3)
-    assert short.shape == (N, 334)
-    assert error_of(short, kernel.flat_similarity(x))["inner"] < 2 / 334**0.5
-    monkeypatch.setattr("kinsight.labels.leave_one_out.MAX_FEATURES", 340)
-    monkeypatch.setattr("kinsight.labels.leave_one_out.FEW", 0.0)
-    found = by_features(lambda: iter([(0, values)]), labels)
-    assert torch.equal(found.values, by_features(lambda: iter([(0, short)]), labels).values)
-    assert bool((found.values.argmax(dim=1) != y)[is_wrong].all())
-
-
-def test_a_sample_does_not_hear_its_own_label() -> None:
-    x, y, _ = clusters()
-    gram, labels = network().flat_similarity(x), Ballots.of(y).part(slice(0, N))
-    other = labels.clone()
-    other[3] = other[3].roll(1)
-    ridge = by_gram(gram, labels).ridge
-    assert by_gram(gram, other).ridge == ridge
-    assert error(by_gram(gram, other).values[3], by_gram(gram, labels).values[3]) < REFIT
-    changed_y = y.clone()
-    changed_y[3] = (y[3] + 1) % 3
-    pairs = [(slice(0, N), slice(0, N), gram)]
-    before, after = (shares_of(lambda _: iter(pairs), Ballots.of(each), 8.0)[3] for each in (y, changed_y))
-    assert torch.equal(before, after)
-
-
-# ------------------------------------------------------------------------------------------ calibration
-
-
-def test_probabilities_are_right_as_often_as_they_say() -> None:
-    """Labels drawn from softmax(4 evidence), a tenth of them at random."""
-    generator = torch.Generator().manual_seed(0)
-    evidence = torch.randn(20_000, 5, generator=generator, dtype=torch.float64)
-    p = (4 * evidence).softmax(dim=1)
-    labels = torch.multinomial(p, 1, generator=generator)[:, 0]
-    is_noise = torch.rand(len(labels), generator=generator) < 0.1
-    labels[is_noise] = (labels[is_noise] + torch.randint(1, 5, (int(is_noise.sum()),), generator=generator)) % 5
-    found = calibrated(evidence, labels)
-    assert found.sharpness == pytest.approx(4, rel=0.05)
-    assert found.noise == pytest.approx(0.1, abs=0.01)
-    own = found.values.gather(1, labels[:, None])[:, 0]
-    assert error(found.values.sum(dim=1), torch.ones(len(labels), dtype=torch.float64)) < EXACT
-    is_label = nn.functional.one_hot(labels, 5).bool()
-    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
-        inside = (found.values >= low) & (found.values < low + 0.2)
-        assert float(is_label[inside].double().mean()) == pytest.approx(float(found.values[inside].mean()), abs=0.03)
-    assert float((1 - own)[is_noise].mean()) > 2 * float((1 - own)[~is_noise].mean())
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_calibration_of_what_is_clear_and_of_what_says_nothing(scale: float) -> None:
-    labels = torch.arange(30) % 3
-    clear = scale * nn.functional.one_hot(labels, 3).double()
-    assert float(calibrated(clear, labels).values.gather(1, labels[:, None]).min()) > 0.9
-    nothing = calibrated(scale * torch.ones(30, 3, dtype=torch.float64), labels)
-    assert error(nothing.values, torch.full((30, 3), 1 / 3, dtype=torch.float64)) < EXACT
-    clear[4] = torch.nan
-    assert bool(calibrated(clear, labels).values[4].isnan().all())
-    single = calibrated(torch.ones(5, 1, dtype=torch.float64), torch.zeros(5, dtype=torch.long))
-    assert single.values.tolist() == [[1.0]] * 5
-
-
-# -------------------------------------------------------------------------------------------- suspects
 
 
 @pytest.mark.parametrize("method", ["leave_one_out", "votes"])
@@ -220,37 +79,6 @@ def test_label_suspects_of_a_regression(method: str) -> None:
     assert error(found.suggested, said[found.positions]) < REFIT
     distance = (y - said).abs()
     assert error(found.all_scores, distance / (1.4826 * distance.median())) < REFIT
-
-
-def test_values_are_off_by_the_axis_that_is_off_most() -> None:
-    """In standard deviations of each axis, robust ones, whatever its unit."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(5000, 50, dtype=torch.float64, generator=generator)
-    noise[7, 3] = 8.0
-    units = torch.logspace(-6, 6, 50, dtype=torch.float64)
-    values = 3 + torch.randn(5000, 50, dtype=torch.float64, generator=generator)
-    ballots = Ballots.of(values * units)
-    found = ballots.distances((values - noise) * units - ballots.center)
-    assert int(found.argmax()) == 7
-    assert float(found[7]) == pytest.approx(8, rel=0.1)
-    alone = Ballots.of(values[:, :1])
-    one = alone.distances(values[:, :1] - noise[:, :1] - alone.center)
-    assert float((one > 3).double().mean()) == pytest.approx(0.0027, abs=0.002)
-
-
-@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
-def test_values_most_of_which_are_told_exactly(unit: float) -> None:
-    values = torch.arange(1.0, 101.0, dtype=torch.float64)[:, None] * unit
-    means = values * (1 + 1e-12)  # rounding
-    means[:10] += 2 * unit
-    ballots = Ballots.of(values)
-    found = ballots.distances(means - ballots.center)
-    assert found[:10].tolist() == pytest.approx([10 / 1.2533] * 10)
-    assert float(found[10:].max()) < 1e-6
-    assert float(ballots.distances(values * (1 + 1e-12) - ballots.center).max()) == 0
-    means[3] = torch.nan
-    assert ballots.distances(means).isnan().nonzero().flatten().tolist() == [3]
-    assert bool(ballots.distances(torch.full_like(values, torch.nan)).isnan().all())
 
 
 @pytest.mark.parametrize("method", ["leave_one_out", "votes"])
@@ -391,20 +219,6 @@ def test_a_network_without_a_gradient_has_no_say() -> None:
     verdicts = torch.stack([by_gram(gram, labels).values for gram in grams])
     truth = calibrated(verdicts.nanmean(dim=0), y).values.gather(1, y[:, None])[:, 0]
     assert error(found.all_scores, 1 - truth) < REFIT
-
-
-def test_a_matrix_that_is_no_gram_matrix() -> None:
-    """Rounding, of inner products in bfloat16 say, leaves negative eigenvalues: small ridges are passed over."""
-    x, y, is_wrong = clusters()
-    gram, labels = network().flat_similarity(x), Ballots.of(y).part(slice(0, N))
-    noise = torch.randn(N, N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rough = gram + 0.05 * (noise + noise.T)
-    assert float(torch.linalg.eigvalsh(rough)[0]) < -RIDGES[5]
-    found = by_gram(rough, labels)
-    assert found.ridge > RIDGES[5]
-    assert bool((found.values.argmax(dim=1) != y)[is_wrong].all())
-    with pytest.raises(NonFiniteError, match="they are no Gram matrix"):
-        by_gram(-1000 * torch.ones(3, 3, dtype=torch.float64), labels[:3])
 
 
 def test_many_samples_are_sketched() -> None:

@@ -93,10 +93,10 @@ class BatchGradients:
         return total
 
     @full_precision()
-    def shares(self, other: BatchGradients, form: Form = "trace") -> dict[str, Tensor]:
+    def shares(self, other: BatchGradients) -> dict[str, Tensor]:
         """Each parameter's share of the inner products."""
         return {
-            name: gram_block(gradients, other.by_parameter[name], form, Products(contraction=self.contraction))
+            name: gram_block(gradients, other.by_parameter[name], "trace", Products(contraction=self.contraction))
             for name, gradients in self.by_parameter.items()
             if name in other.by_parameter
         }

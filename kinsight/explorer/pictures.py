@@ -76,14 +76,18 @@ def histogram(values: Sequence[float], n_bars: int = 40) -> list[Bar]:
     return [Bar((first + i) * step, (first + i + 1) * step, n) for i, n in enumerate(counts)]
 
 
-def ticks(low: float, high: float, n_ticks: int = 6) -> list[float]:
-    """About `n_ticks` round numbers from low to high.
+N_TICKS = 6
+"""Round numbers on an axis, or so."""
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """About `N_TICKS` round numbers from low to high.
 
     Example:
         >>> ticks(560.0, 1340.0)
         [600.0, 800.0, 1000.0, 1200.0]
     """
-    step = _round_step((high - low) / n_ticks)
+    step = _round_step((high - low) / N_TICKS)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -29,8 +29,8 @@ full: float32.
 bfloat16: gradients (of layers used at one position: their factors) are rounded to 8 bits, products added up in float32;
     CPUs round the sums to 8 bits, too. Off by up to six roundings of 2^-8, 2.5e-2 of |g(x)| |g(y)|, if all go one way;
     mostly below 5e-3.
-split: two such halves a number, three products of them: off by 1e-5. On CUDA, where products of bfloat16 matrices can
-    be had in float32.
+split: two such halves a number, three products of them: off by 1e-5, as emulated on a CPU. On CUDA, where
+    products of bfloat16 matrices can be had in float32.
 """
 
 

@@ -19,15 +19,18 @@ from kinsight.samples import Samples
 
 Item = TypeVar("Item")
 
+AHEAD = 2
+"""Batches that are read before they are asked for."""
+
 
 @contextlib.contextmanager
-def read_ahead(items: Iterable[Item], depth: int = 2) -> Iterator[Iterator[Item]]:
-    """The same items, read by a thread of their own, at most `depth` of them before they are asked for.
+def read_ahead(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
+    """The same items, read by a thread of their own, at most `AHEAD` of them before they are asked for.
 
     What reading raises is raised where the item is asked for. At the end of the block the thread has ended, too, after
     the item it was reading.
     """
-    found: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    found: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(AHEAD)
     is_over = threading.Event()
 
     def put(item: Item | None, error: BaseException | None) -> None:
