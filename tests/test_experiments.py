@@ -164,12 +164,12 @@ def test_where_numbers_come_from() -> None:
     told = tables.provenance(record("one", runs), record("two", runs))
     assert (
         told
-        == "`python -m e one --n 3 two --n 3`, seeds 0, 1; commit a, b, c; cpu, 1 threads, torch 2; 45 seconds a seed."
+        == "`python -m e one --n 3 two --n 3`, seeds 0, 1; commit a, b, c; cpu, 1 thread, torch 2; 45 seconds a seed."
     )
     assert tables.provenance(record("one", runs), record("two", runs, "other")).count("\n\n") == 1
     elsewhere = {"machine": {"processor": "gpu", "threads": 2, "torch": "3"}}
     moved = record("one", {**runs, "2": {"commit": "d", "seconds": 1.0, **elsewhere}})
-    assert "cpu, 1 threads, torch 2; gpu, 2 threads, torch 3" in tables.provenance(moved)
+    assert "cpu, 1 thread, torch 2; gpu, 2 threads, torch 3" in tables.provenance(moved)
     untimed = {**runs, "2": {"commit": "d"}}
     assert tables.provenance(record("one", untimed)).endswith("torch 2.")
 
