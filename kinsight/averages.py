@@ -22,7 +22,7 @@ from kinsight.labels.votes import Task, known_targets, task_of
 from kinsight.namesakes import self_positions
 from kinsight.outputs import OutputFunction
 from kinsight.plan import n_outputs_of
-from kinsight.samples import Id, Samples
+from kinsight.samples import Id, Samples, queries_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def averages(
     if weighting not in ("whitened", "flat", "kernel"):
         raise UnknownNameError(f"weighting {weighting!r} is unknown: use 'whitened', 'flat' or 'kernel'.")
     samples = Samples.wrap(data)
-    asked = Samples.asked(samples, data, queries)
+    asked = queries_of(samples, data, queries)
     labels = Labels.of(kernel, samples, task)
     return averages_among(
         kernel, samples, labels, None if asked is samples else asked, weighting=weighting, include_self=include_self,

@@ -307,11 +307,15 @@ def checked_positions(rows: Any, n: int) -> list[int]:
     return positions
 
 
-def checked_count(name: str, count: Any) -> int:
-    """The count, if it is a whole number of at least 1."""
-    if isinstance(count, bool) or not hasattr(count, "__index__") or operator.index(count) < 1:
-        raise InputError(f"{name} is {count!r}: it has to be a whole number, 1 or more.")
-    return operator.index(count)
+def checked_count(name: str, count: Any, least: int = 1) -> int:
+    """The count, if it is a whole number of at least so many."""
+    try:
+        found = None if isinstance(count, bool) else operator.index(count)
+    except TypeError:
+        found = None
+    if found is None or found < least:
+        raise InputError(f"{name} is {count!r}: it has to be a whole number, {least} or more.")
+    return found
 
 
 def check_length(name: str, found: int, n: int) -> None:

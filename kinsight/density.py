@@ -28,7 +28,7 @@ from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.namesakes import self_positions
 from kinsight.normalization import Normalization
 from kinsight.progress import Advance, progress_bar
-from kinsight.samples import Id, Samples
+from kinsight.samples import Id, Samples, queries_of
 from kinsight.unit_sum import Route, UnitSum
 
 Thresholds: TypeAlias = float | Sequence[float] | Tensor | np.ndarray
@@ -146,7 +146,7 @@ def soft_count(
     """
     check_kernel(kernel, normalization)
     samples = Samples.wrap(data)
-    asked = Samples.asked(samples, data, queries)
+    asked = queries_of(samples, data, queries)
     if route not in ("auto", "forward", "captures"):
         raise UnknownNameError(f"route {route!r} is unknown: use 'auto', 'forward' or 'captures'.")
     is_own = asked is samples
@@ -288,7 +288,7 @@ def _blockwise(
 ) -> Counts:
     check_kernel(kernel, normalization)
     samples = Samples.wrap(data)
-    asked = Samples.asked(samples, data, queries)
+    asked = queries_of(samples, data, queries)
     pairs = kernel.similarity_blocks(asked, None if asked is samples else samples, normalization)
     same = self_positions(asked, samples)
     with progress_bar("counting", len(samples) * len(asked), is_shown=progress) as advance:

@@ -65,8 +65,8 @@ class Splits:
 
     def __post_init__(self) -> None:
         for name, number in vars(self).items():
-            if number is not None and math.isnan(number):
-                raise InputError(f"The {name} that splits regimes is nan: no number is above it or below it.")
+            if number is not None and (not isinstance(number, Real) or math.isnan(number)):
+                raise InputError(f"The {name} that splits regimes is {number!r}: no number is above it or below it.")
 
     def regime(self, count: float, variance: float, disagreement: float, residual: float) -> Regime:
         """Of a sample with these numbers."""

@@ -125,6 +125,9 @@ class Index(Questions):
 
         Raises:
             TargetError: the index has targets, and these are of another kind, or none.
+            WrongModelError, ChangedDataError: the kernel is another; an id is taken, or the data is not that which
+                adding began with.
+            IndexWriteError, BusyIndexError: it cannot be written, or would not fit on the disk.
         """
         samples = Samples.wrap(data)
         with engine_named(engine, kernel, samples) as ready:
@@ -191,18 +194,21 @@ class Index(Questions):
         k = checked_count("n_neighbors", n_neighbors)
         if (queries is None) == (ids is None):
             raise InputError("Pass queries, inputs whose neighbors are asked for, or ids of samples of the index.")
-        if kernel is not None:
-            self.check(kernel)
         samples = None if data is None else Samples.wrap(data)
         asked: Queries
         if ids is None:
             asked = SketchedQueries.of_inputs(self.store, queries, kernel, samples)
         else:
+            if kernel is not None:
+                self.check(kernel)
+            if not ids:
+                raise InputError("ids is empty: name the samples whose neighbors are asked for.")
             asked = Queries.of_rows(self.store, ids, self.rows_of(ids))
         if samples is None or kernel is None:
             values, rows = self._nearest(asked, k, is_exhaustive=is_exhaustive)
             return as_neighbors(asked, values, rows, self.ids, self.normalization, self.error)
         n_candidates = max(10 * k, N_CANDIDATES) if n_candidates is None else n_candidates
+        checked_count("n_candidates", n_candidates)
         if n_candidates < k:
             raise InputError(f"n_candidates is {n_candidates}, fewer than the {k} neighbors asked for.")
         _, rows = self._nearest(asked, n_candidates, is_exhaustive=is_exhaustive)

@@ -98,9 +98,6 @@ class GradientKernel:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SampleTypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module.")
-        for name, value in (("batch_size", batch_size), ("max_bytes", max_bytes), ("max_outputs", max_outputs)):
-            if value is not None:
-                checked_count(name, value)
         for name, known, asked in (
             ("contraction", get_args(Contraction), contraction), ("check", get_args(Check), check),
         ):  # fmt: skip
@@ -111,13 +108,14 @@ class GradientKernel:
         self.parameters = choose_parameters(self.model, parameters)
         refuse_contraction(contraction, self.device)
         self.contraction = contraction
-        self.batch_size = batch_size
-        self.max_bytes = max_bytes
+        self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
+        self.max_bytes = checked_count("max_bytes", max_bytes)
         self._measured: Footprint | None = None
         self.n_outputs: int | None = None  # of the last batch
         self._differentiate = Differentiator(
-            self.model, self.output, self.parameters, fallback=fallback, check=check, max_outputs=max_outputs
-        )
+            self.model, self.output, self.parameters, fallback=fallback, check=check,
+            max_outputs=checked_count("max_outputs", max_outputs),
+        )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------ what is known
 

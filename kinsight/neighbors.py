@@ -104,7 +104,7 @@ def neighbors(
         Charpiat, Girard, Felardos, Tarabalka (2019), "Input Similarity from the Neural Network Perspective".
     """
     check_kernel(kernel, normalization)
-    checked_count("n_neighbors", n_neighbors)
+    n_neighbors = checked_count("n_neighbors", n_neighbors)
     columns = Samples.wrap(data)
     rows = columns if queries is data else Samples.wrap(queries)
     same = self_positions(rows, columns)

@@ -25,7 +25,7 @@ from kinsight.gradients.contractions import SCRATCH_BYTES, in_float64
 from kinsight.gradients.costs import PASSING_BYTES
 from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.live import peak_bytes
-from kinsight.samples import Batch, Samples
+from kinsight.samples import Batch, Samples, queries_of
 from kinsight.sketch import measured_dim, sketch
 
 Question = Literal["gram", "similarity", "soft_count", "index"]
@@ -152,7 +152,7 @@ def plan(
         raise UnknownNameError(f"question {question!r} is unknown: use 'gram', 'similarity', 'soft_count' or 'index'.")
     check_kernel(kernel)
     columns = Samples.wrap(data)
-    rows = Samples.asked(columns, data, queries)
+    rows = queries_of(columns, data, queries)
     sizes = kernel.block_size(rows), kernel.block_size(columns)
     n, m = len(rows), 0 if rows is columns else len(columns)
     if question == "index":
@@ -361,6 +361,7 @@ ROW_BYTES = 50
 """Of a row of an index beside sketch and outputs: id, digest, norm, rank, target."""
 
 
-def n_outputs_of(kernel: GradientKernel, data: Samples) -> int:
+def n_outputs_of(kernel: GradientKernel, data: Samples | Batch) -> int:
     """How many outputs are differentiated; looked up at two samples where no batch has been seen."""
-    return kernel.n_outputs or kernel.outputs(data.take(range(min(2, len(data))))).shape[1]
+    n = min(2, len(data))
+    return kernel.n_outputs or kernel.outputs(data[:n] if isinstance(data, Batch) else data.take(range(n))).shape[1]

@@ -106,17 +106,6 @@ class Samples:
         """The samples of whatever `Samples` understands; Samples themselves come back as they are."""
         return data if isinstance(data, Samples) else cls(data)
 
-    @classmethod
-    def asked(cls, samples: Samples, data: Any, queries: Any) -> Samples:
-        """The samples that are asked about, `queries`; those of the data themselves where it is that, or left out.
-
-        Args:
-            samples: of the data, as `wrap` made them.
-            data: as the user passed it.
-            queries: whatever `Samples` takes, or None.
-        """
-        return samples if queries is None or queries is data else cls.wrap(queries)
-
     def __len__(self) -> int:
         n = len(self._reader)
         if n == 0:
@@ -241,6 +230,17 @@ def _check_unique(ids: tuple[Id, ...]) -> None:
                 f"The id {name!r} names the samples at positions {first[name]} and {position}. A result "
                 "could not say which of them is meant: make ids unique, or leave ids out to use positions."
             )
+
+
+def queries_of(samples: Samples, data: Any, queries: Any) -> Samples:
+    """The samples that are asked about: those of the data themselves, where queries are that, or left out.
+
+    Args:
+        samples: of the data, as `Samples.wrap` made them.
+        data: as the user passed it.
+        queries: whatever `Samples` takes, or None.
+    """
+    return samples if queries is None or queries is data else Samples.wrap(queries)
 
 
 def _image(x: Tensor) -> Image | None:

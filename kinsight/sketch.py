@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -98,7 +98,7 @@ def check_dim(dim: int) -> None:
     Raises:
         InputError: it is below 1, or above `MAX_DIM`.
     """
-    if not isinstance(dim, Integral) or dim < 1:
+    if isinstance(dim, bool) or not isinstance(dim, Integral) or dim < 1:
         raise InputError(f"dim is {dim}: a sketch has a whole number of numbers, at least 1.")
     if dim > MAX_DIM:
         raise InputError(f"dim is {dim}: sketches have at most {MAX_DIM:,} numbers. Exact similarities cost less then.")
@@ -126,8 +126,8 @@ def dim_for(error: float) -> int:
 
 
 def _check_error(error: float) -> None:
-    if not 0 < error < 2:
-        raise InputError(f"error is {error}: similarities are in [-1, 1], so it has to be between 0 and 2.")
+    if not isinstance(error, Real) or not 0 < error < 2:
+        raise InputError(f"error is {error!r}: similarities are in [-1, 1], so it has to be between 0 and 2.")
 
 
 def measured_dim(

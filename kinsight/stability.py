@@ -8,14 +8,14 @@ from math import isnan
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinsight.agreement import TIE, Agreement, Bootstrap, nearest, pearson, ranked, shared
 from kinsight.batches import checked_count
 from kinsight.density import soft_count
-from kinsight.errors import InputError
+from kinsight.errors import InputError, SampleTypeError
 from kinsight.identity import content_digests, identity_of
-from kinsight.kernel import GradientKernel
+from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.normalization import Normalization, check_normalization
 from kinsight.progress import progress_bar
 from kinsight.samples import Id, Samples
@@ -234,11 +234,10 @@ def _check_asked(
             f"n_neighbors is {k}, and neighbors are looked for among {n_others} samples, one of which is the sample "
             "itself: ask for fewer."
         )
-    if min(n_anchors, n_others) < MIN_ANCHORS or n_bootstrap < 2:
-        raise InputError(
-            f"n_anchors is {n_anchors}, of {n_others} samples, and n_bootstrap {n_bootstrap}: intervals need at least "
-            f"{MIN_ANCHORS} anchors and 2 resamplings."
-        )
+    checked_count("n_bootstrap", n_bootstrap, 2)
+    checked_count("n_anchors", n_anchors, MIN_ANCHORS)
+    if n_others < MIN_ANCHORS:
+        raise InputError(f"There are {n_others} samples: intervals need at least {MIN_ANCHORS} of them.")
     if not 0 <= least <= 1:
         raise InputError(f"least is {least}: it is a share of neighbors, from 0 to 1.")
 
@@ -247,10 +246,16 @@ def _checked(
     kernels: Mapping[str, GradientKernel] | Iterable[tuple[str, GradientKernel]],
 ) -> Iterator[tuple[str, GradientKernel]]:
     """Names and networks as they come, if there are at least two, and no two of one name."""
+    if isinstance(kernels, nn.Module) or not isinstance(kernels, Iterable):
+        raise SampleTypeError(
+            f"kernels is a {type(kernels).__name__}: pass networks by name, {{'epoch 1': GradientKernel(model), ...}}."
+        )
     names: list[str] = []
     for pair in kernels.items() if isinstance(kernels, Mapping) else kernels:
         name, kernel = pair if isinstance(pair, tuple) and len(pair) == 2 else (None, pair)
-        if not isinstance(name, str) or not isinstance(kernel, GradientKernel):
+        if isinstance(name, str):
+            check_kernel(kernel)
+        else:
             raise InputError(
                 f"Network {len(names)} is {type(kernel).__name__} by the name {name!r}, and results are told by name: "
                 "pass {'epoch 1': GradientKernel(model), ...}, or pairs of such."

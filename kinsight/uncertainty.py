@@ -20,7 +20,7 @@ from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.kernel_products import kernel_products
 from kinsight.progress import progress_bar
-from kinsight.samples import Batch, Id, Samples
+from kinsight.samples import Batch, Id, Samples, queries_of
 from kinsight.stream import pair_blocks
 from kinsight.whitening import spectrum
 
@@ -103,7 +103,7 @@ def uncertainty(kernel: GradientKernel, data: Any, queries: Any = None, *, progr
     """
     check_kernel(kernel)
     samples = Samples.wrap(data)
-    asked = Samples.asked(samples, data, queries)
+    asked = queries_of(samples, data, queries)
     sums = torch.zeros(len(asked), dtype=torch.float64)
 
     def dual(batch: Batch) -> BatchGradients:
@@ -143,7 +143,7 @@ def signed_support(kernel: GradientKernel, data: Any, queries: Any = None, *, pr
     """
     check_kernel(kernel)
     samples = Samples.wrap(data)
-    asked = Samples.asked(samples, data, queries)
+    asked = queries_of(samples, data, queries)
     c = kernel.outputs(samples.take([0])).shape[1]
 
     def columns(rows: slice, outputs: Tensor) -> Tensor:

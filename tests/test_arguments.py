@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def test_nothing_is_built_or_compared_by_a_similarity_that_there_is_not(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("count", [0, -1, 2.5, True, "3", float("nan")])
+@pytest.mark.parametrize("count", [0, -1, 2.5, True, "3", float("nan"), torch.tensor(2.5), np.array([1, 2]), None])
 def test_counts_are_whole_numbers(count: Any, tmp_path: Path) -> None:
     index = kinsight.Index.build(tmp_path, kernel(), data(9), dim=64)
     for ask in (
@@ -80,12 +81,41 @@ def test_counts_are_whole_numbers(count: Any, tmp_path: Path) -> None:
         lambda: kinsight.compare({"a": kernel(), "b": kernel()}, data(9), n_neighbors=count),
         lambda: index.neighbors(ids=[1], n_neighbors=count),
         lambda: index.build_neighbors(count),
-        lambda: kinsight.GradientKernel(network(), batch_size=count),
         lambda: kinsight.GradientKernel(network(), max_bytes=count),
         lambda: kinsight.GradientKernel(network(), max_outputs=count),
     ):
         with pytest.raises(InputError, match="it has to be a whole number, 1 or more"):
             ask()
+    values = Samples(torch.randn(9, 6), torch.randn(9, 1))
+    for ask, least in (
+        (lambda: kinsight.denoise(kernel(), values, n_probes=count), 2),
+        (lambda: kinsight.compare({"a": kernel(), "b": kernel()}, data(9), n_neighbors=1, n_bootstrap=count), 2),
+        (lambda: kinsight.compare({"a": kernel(), "b": kernel()}, data(9), n_neighbors=1, n_anchors=count), 4),
+    ):
+        with pytest.raises(InputError, match=f"it has to be a whole number, {least} or more"):
+            ask()
+
+
+@pytest.mark.parametrize("count", [-1, 2.5, True, "3", torch.tensor(2.5)])
+def test_counts_that_may_be_none(count: Any) -> None:
+    for name in ("n_suspects", "n_supporters"):
+        with pytest.raises(InputError, match=f"{name} is .*: it has to be a whole number, 0 or more"):
+            kinsight.label_suspects(kernel(), data(9), **{name: count})
+    with pytest.raises(InputError, match=r"batch_size is .*: it has to be a whole number, 1 or more"):
+        kinsight.GradientKernel(network(), batch_size=count)
+
+
+def test_whole_numbers_of_other_libraries_are_whole_numbers() -> None:
+    for count in (np.int64(2), torch.tensor(2)):
+        assert kinsight.neighbors(kernel(), data(9), data(9), count).positions.shape == (9, 2)
+
+
+@pytest.mark.parametrize("kernels", [None, network(), 3])
+def test_what_is_no_collection_of_kernels_is_not_compared(kernels: Any) -> None:
+    with pytest.raises(SampleTypeError, match="pass networks by name"):
+        kinsight.compare(kernels, data(9), n_neighbors=3)
+    with pytest.raises(SampleTypeError, match=r"kernel is a .*GradientKernel"):
+        kinsight.compare({"a": network(), "b": network()}, data(9), n_neighbors=3)
 
 
 @pytest.mark.parametrize(

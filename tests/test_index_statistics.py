@@ -163,7 +163,7 @@ def test_questions_that_the_sketches_do_not_answer(tmp_path: Path) -> None:
     for question in (index.averages, index.soft_count):
         with pytest.raises(ChangedDataError, match="has another input or target"):
             question(turned, kernel=kernel, data=turned)
-        with pytest.raises(ChangedDataError, match="The index has 120 samples and this data 50"):
+        with pytest.raises(ChangedDataError, match="The index is of 120 samples and this data has 50"):
             question(torch.randn(3, 4).double(), kernel=kernel, data=data.first(50))
     _, _, whitened = built(tmp_path, 3, seed=1, normalization="whitened")
     with pytest.raises(InputError, match="Averages weighted by the kernel need the kernel itself"):

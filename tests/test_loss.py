@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kinsight
-from kinsight.batches import as_batch
+from kinsight.batches import Batch, as_batch
 from kinsight.errors import (
     SecondDerivativeError,
     SlowAttentionWarning,
@@ -295,3 +295,14 @@ def test_the_first_batch_is_routed_as_all_others() -> None:
         assert is_by_groups == (max_bytes > 200_000)
         loss(x, groups=groups)
         assert is_by_groups == loss._is_by_groups(as_batch(x), grouped(groups, 160))
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+def test_a_sample_may_be_there_twice(route: str) -> None:
+    """Drawn with replacement, or repeated by `take`: two samples, of one id."""
+    model, x = network(), inputs(6)
+    chosen = torch.tensor([0, 1, 2, 3, 4, 5, 0, 0])
+    batch, labels = Batch(x[chosen], tuple(chosen.tolist())), torch.tensor([0, 1, 0, 1, 0, 1, 0, 0])
+    found = kinsight.SimilarityLoss(model, route=route)(batch, groups=labels)
+    expected = kinsight.SimilarityLoss(model, route=route)(x[chosen], groups=labels)
+    assert found.item() == pytest.approx(expected.item())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import check_different, kernels_of, samples_of
-from kinsight.cli.options import Data, Flat, Model, Options, OutFile, Similarity, flag
+from kinsight.cli.options import Data, Model, Normalization, Options, OutFile, Similarity, flag
 from kinsight.cli.printing import print_answer
 from kinsight.errors import InputError
 
@@ -28,7 +28,7 @@ def print_comparison(
         int, typer.Option(min=4, help="Random samples among which neighbors are looked for; results depend on it.")
     ] = 2048,
     least: Annotated[float, typer.Option(min=0, max=1, help="Share of neighbors that counts as the same.")] = 0.5,
-    normalization: Flat = Similarity.flat,
+    normalization: Normalization = Similarity.flat,
     by_sample: Annotated[
         bool,
         flag("--by-sample", help="Rows are samples, with their volatility, in place of pairs."),

@@ -11,11 +11,11 @@ import typer
 
 from kinsight.cli.loading import asked, index_asked, samples_of
 from kinsight.cli.options import (
-    AskedIndex,
     OptionalData,
     OptionalModel,
     Options,
     OutFile,
+    QueriedIndex,
     Similarity,
     WhitenedOrOfIndex,
     flag,
@@ -53,7 +53,7 @@ def print_density(
     power: Annotated[float, typer.Option(help="Of the power count.")] = POWER,
     no_self: Annotated[bool, flag("--no-self", help="A sample does not count itself.")] = False,
     normalization: WhitenedOrOfIndex = None,
-    index: AskedIndex = None,
+    index: QueriedIndex = None,
     out: OutFile = None,
 ) -> None:
     """How crowded the data is around each sample, the loneliest first."""

@@ -13,7 +13,7 @@ from kinsight.cli.printing import print_facts
 
 def write_export(
     index: Folder,
-    out: Annotated[Path, typer.Argument(help="A .parquet file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A .parquet file.")],
     overwrite: Annotated[bool, flag("--overwrite", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -32,7 +32,7 @@ def make_index(
     no_previews: Annotated[bool, flag("--no-previews", help="Keep nothing to show samples by.")] = False,
     search: Annotated[
         bool | None,
-        typer.Option("--search/--no-search", help="Approximate search; else from 200,000 on."),
+        flag("--search/--no-search", help="Approximate search; else from 200,000 on."),
     ] = None,
     resume: Annotated[bool, flag("--resume", help="Go on where an earlier build stopped.")] = False,
     append: Annotated[bool, flag("--append", help="Add DATA to the index that is there.")] = False,

@@ -138,9 +138,11 @@ def index_asked(
         return index_alone(folder, normalization, options, model, data), {}
     if model is None:
         raise InputError("--queries are inputs: MODEL is needed to sketch them.")
+    if data is None and options.limit is not None:
+        raise InputError("--limit is of DATA, and there is none beside --queries: leave it out.")
+    index = index_of(folder, normalization)
     known = None if data is None else samples_of(data, options, limit=options.limit)
-    asked = {"queries": samples_of(queries, options), "kernel": kernel_of(model, options), "data": known}
-    return index_of(folder, normalization), asked
+    return index, {"queries": samples_of(queries, options), "kernel": kernel_of(model, options), "data": known}
 
 
 def index_of(folder: Path, normalization: Similarity | None) -> Index:

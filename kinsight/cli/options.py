@@ -87,26 +87,26 @@ _NORMALIZATION = (
 Normalization = Annotated[Similarity, typer.Option(help=_NORMALIZATION)]
 
 
-def _by_default(similarity: Similarity, *, has_index: bool) -> Any:
+def _or_of_index(similarity: Similarity) -> Any:
     """The option, where it says which similarity is meant if it is left out."""
-    where = f"that of --index; else {similarity}" if has_index else str(similarity)
-    return typer.Option(help=_NORMALIZATION, show_default=where)
+    return typer.Option(help=_NORMALIZATION, show_default=f"that of --index; else {similarity}")
 
 
-WhitenedOrOfIndex = Annotated[Similarity | None, _by_default(Similarity.whitened, has_index=True)]
-FlatOrOfIndex = Annotated[Similarity | None, _by_default(Similarity.flat, has_index=True)]
-Flat = Annotated[Similarity, _by_default(Similarity.flat, has_index=False)]
+WhitenedOrOfIndex = Annotated[Similarity | None, _or_of_index(Similarity.whitened)]
+FlatOrOfIndex = Annotated[Similarity | None, _or_of_index(Similarity.flat)]
 
 OptionalTask = Annotated[
     Labelling | None,
     typer.Option(help="What labels are. By their type where left out: whole numbers, classes; floats, values."),
 ]
 
-AskedIndex = Annotated[
-    Path | None,
-    typer.Option("--index", help="Ask the sketches of this index, in its normalization: no MODEL, no DATA."),
+_INDEX = "Ask the sketches of this index, in its normalization: no MODEL, no DATA"
+
+AskedIndex = Annotated[Path | None, typer.Option("--index", help=f"{_INDEX}.")]
+QueriedIndex = Annotated[
+    Path | None, typer.Option("--index", help=f"{_INDEX}; but with --queries, which MODEL has to sketch.")
 ]
-Folder = Annotated[Path, typer.Argument(help="Folder of an index.")]
+Folder = Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of an index.")]
 OutFile = Annotated[
     Path | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kinsight.cli.loading import asked, index_asked, samples_of
-from kinsight.cli.options import AskedIndex, OptionalData, OptionalModel, Options, OutFile
+from kinsight.cli.options import OptionalData, OptionalModel, Options, OutFile, QueriedIndex
 from kinsight.cli.printing import print_answer
 
 
@@ -18,7 +18,7 @@ def print_uncertainty(
     queries: Annotated[
         str | None, typer.Option(help="Data that the network is asked about; DATA, what it learned from, if left out.")
     ] = None,
-    index: AskedIndex = None,
+    index: QueriedIndex = None,
     out: OutFile = None,
 ) -> None:
     """How little of the data would move along if an answer were moved: the least sure first."""

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from kinsight.batches import checked_count
 from kinsight.denoising.assumptions import Check, checks
 from kinsight.denoising.least_squares import KernelSums, LeastSquares, Noise, finer, matrix, moves_along_itself, over
 from kinsight.denoising.misfit import Misfit, misfit
 from kinsight.denoising.smoother import Pair, Smoother, exact_smoother
-from kinsight.errors import InputError, UnknownNameError
+from kinsight.errors import UnknownNameError
 from kinsight.kernel import GradientKernel, check_kernel
-from kinsight.samples import Id, Samples
+from kinsight.samples import Id, Samples, queries_of
 
 MAX_EXACT = 4096
 """Samples times outputs up to which matrices are formed."""
@@ -158,7 +159,7 @@ def denoise(
     """
     _check_asked(kernel, method, n_probes)
     samples = Samples.wrap(data)
-    asked = None if (rows := Samples.asked(samples, data, queries)) is samples else rows
+    asked = None if (rows := queries_of(samples, data, queries)) is samples else rows
     fit = LeastSquares.of(kernel, samples, sample_weights, weight_decay, loss_scale, decayed)
     is_exact = method == "exact" or (method == "auto" and fit.labels.numel() <= MAX_EXACT)
     sums = fit.sums(kernel, samples, asked, n_probes=0 if is_exact else n_probes, seed=seed, progress=progress)
@@ -181,8 +182,7 @@ def _check_asked(kernel: GradientKernel, method: Method, n_probes: int) -> None:
     check_kernel(kernel)
     if method not in ("auto", "exact", "estimate"):
         raise UnknownNameError(f"method {method!r} is unknown: use 'auto', 'exact' or 'estimate'.")
-    if n_probes < 2:
-        raise InputError(f"n_probes is {n_probes}: the spread of at least 2 gives an error.")
+    checked_count("n_probes", n_probes, 2)  # whose spread gives an error
 
 
 def _exactly(

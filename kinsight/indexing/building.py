@@ -14,7 +14,7 @@ from kinsight.indexing.durable import check_room
 from kinsight.indexing.engine import Engine, run
 from kinsight.indexing.manifest import MANIFEST
 from kinsight.indexing.rows import ROWS, ids_of, matrix_of
-from kinsight.indexing.store import Store
+from kinsight.indexing.store import Store, check_new
 from kinsight.indexing.worker import Worker
 from kinsight.kernel import GradientKernel, check_kernel
 from kinsight.normalization import Normalization
@@ -66,15 +66,17 @@ def build(
                         f"The index was begun with {name}={store.about[name]!r}, not {value!r}: sketches of both do "
                         "not compare. Pass the same, or build the index anew with overwrite=True."
                     )
-            _check_room(folder, len(samples) - store.n_rows(ROWS), store.about["dim"])
+            _check_room(store, samples)
             _fill(store, kernel, samples, 0, engine, progress=progress)
         return
+    check_new(folder, overwrite=overwrite)
     if dim is None:
         dim = measured_dim(
             kernel, samples.take(some_of(len(samples), N_TRIED, seed)), error, seed=seed, normalization=normalization
         )
     check_dim(dim)
-    _check_room(folder, len(samples), dim, is_replaced=overwrite and (folder / MANIFEST).exists())
+    what = f"Sketches of {len(samples):,} samples, {dim:,} numbers each,"
+    check_room(folder, 2 * dim * len(samples), what, _SHORTER, is_replaced=overwrite)
     about = {
         "kernel": identity_of(kernel), "normalization": normalization, "dim": dim, "seed": seed,
         "has_previews": has_previews, "class_names": samples.class_names, "parts": [_part(samples, dim, first=0)],
@@ -95,21 +97,32 @@ def append(folder: Path, kernel: GradientKernel, samples: Samples, *, engine: En
                 "with."
             )
         if parts[-1]["is_complete"]:
-            _check_room(folder, len(samples), store.about["dim"])
+            _check_room(store, samples)
             refuse_taken(samples.ids, taken_ids(store))
             part = _part(samples, store.about["dim"], first=store.n_rows(ROWS))
             _refuse_other_targets(parts[0], part)
             store.update(parts=[*parts, part])
+        else:
+            _check_room(store, samples)
         _fill(store, kernel, samples, len(store.about["parts"]) - 1, engine, progress=progress)
 
 
-def _check_room(folder: Path, n: int, dim: int, *, is_replaced: bool = False) -> None:
-    """Raise where the sketches of n samples do not fit on the disk.
+def _check_room(store: Store, samples: Samples) -> None:
+    """Raise where what is missing of these samples does not fit on the disk of an index.
 
     Raises:
-        IndexWriteError: they do not.
+        IndexWriteError: it does not.
     """
-    check_room(folder, 2 * dim * n, f"Sketches of {n:,} samples, {dim:,} numbers each,", is_replaced=is_replaced)
+    part = store.about["parts"][-1]
+    n, dim = len(samples) - (0 if part["is_complete"] else store.n_rows(ROWS) - part["first"]), store.about["dim"]
+    what = f"Sketches of {n:,} samples, {dim:,} numbers each, as the index has them,"
+    check_room(store.folder, 2 * dim * n, what, "Make room, or build a shorter index in another folder.")
+
+
+_SHORTER = (
+    "Ask for a larger error= (--error; twice the error takes a quarter of the room) or a smaller dim= (--dim), or name "
+    "a folder on another disk."
+)
 
 
 def taken_ids(store: Store) -> set[Id]:
@@ -132,26 +145,56 @@ def refuse_taken(ids: Iterable[Id], taken: set[Id]) -> None:
             )
 
 
+def check_size(store: Store, samples: Samples) -> None:
+    """Raise where data has not as many samples as an index, in the end.
+
+    Raises:
+        ChangedDataError: it has more, or less.
+    """
+    n = sum(part["n"] for part in store.about["parts"])
+    if len(samples) != n:
+        raise ChangedDataError(
+            f"The index is of {n} samples and this data has {len(samples)}: it is not what the index was built from. "
+            "Pass the same data, or leave it out for estimates from sketches."
+        )
+
+
 def taken(store: Store, samples: Samples, rows: Sequence[int]) -> Batch:
     """The samples of some rows, from the data an index was built from, compared with what it was then.
 
     Raises:
         ChangedDataError: the data is another.
     """
-    if len(samples) != store.n_rows(ROWS):
-        raise ChangedDataError(
-            f"The index has {store.n_rows(ROWS)} samples and this data {len(samples)}: it is not what the index was "
-            "built from. Pass the same data, or leave it out for estimates from sketches."
-        )
+    check_size(store, samples)
     batch = samples.take(rows)
     known = store.take(ROWS, rows, ["content"])["content"].to_pylist()
-    for id_, row, stored, found in zip(batch.ids, rows, known, content_digests(batch), strict=True):
-        if stored != found:
+    others = [row for row, stored, now in zip(rows, known, content_digests(batch), strict=True) if stored != now]
+    for start, stop in sorted({_shard_of(store, row) for row in others}):
+        _check_shard(store, samples, start, stop)
+    return batch
+
+
+def _shard_of(store: Store, row: int) -> tuple[int, int]:
+    """The first of the rows that were read and committed with one, and where they end."""
+    part = next(part for part in reversed(store.about["parts"]) if part["first"] <= row)
+    start = part["first"] + (row - part["first"]) // part["shard_size"] * part["shard_size"]
+    return start, min(start + part["shard_size"], part["first"] + part["n"], store.n_rows(ROWS))
+
+
+def _check_shard(store: Store, samples: Samples, start: int, stop: int) -> None:
+    """Compare samples with what they were, read together as then: a loader may pad each to the longest of its batch.
+
+    Raises:
+        ChangedDataError: they are others.
+    """
+    batch = samples.take(range(start, stop))
+    known = store.slice(ROWS, start, stop, ["content"])["content"].to_pylist()
+    for row, (id_, stored, now) in enumerate(zip(batch.ids, known, content_digests(batch), strict=True), start):
+        if stored != now:
             raise ChangedDataError(
                 f"The data has changed since the index was built: the sample at position {row} ({id_!r}) has another "
                 "input or target. Its true similarity would be that of something else. Build the index anew."
             )
-    return batch
 
 
 def _part(samples: Samples, dim: int, first: int) -> dict[str, Any]:

@@ -115,28 +115,29 @@ def writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_room(folder: Path, n_bytes: int, what: str, *, is_replaced: bool = False) -> None:
+def check_room(folder: Path, n_bytes: int, what: str, advice: str, *, is_replaced: bool = False) -> None:
     """Raise where a disk has less room than is known to be needed: before an hour of work, not after it.
 
     Args:
         folder: where is written; it need not exist.
         n_bytes: needed at least.
         what: takes them, in words.
-        is_replaced: whether what is in the folder makes room.
+        advice: what to do, where there is less.
+        is_replaced: whether tables that are in the folder make room.
 
     Raises:
         IndexWriteError: there is less.
     """
     with writing(folder):
         there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-        room = shutil.disk_usage(there).free
+        usage = shutil.disk_usage(there)
+        room = usage.free
         if is_replaced:
-            room += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if n_bytes > room:
+            room += sum(path.stat().st_size for path in folder.glob("*.lance/**/*") if path.is_file())
+    if usage.total and n_bytes > room:  # a file system may know of no size
         raise IndexWriteError(
             f"{what} take {bytes_in_words(n_bytes)}, and where index {str(folder)!r} lies there is room for "
-            f"{bytes_in_words(room)}. Ask for a larger error= (half the error takes four times the room) or a smaller "
-            "dim=, or name a folder on another disk."
+            f"{bytes_in_words(room)}. {advice}"
         )
 
 

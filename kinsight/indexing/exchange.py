@@ -28,7 +28,9 @@ def write_parquet(store: Store, file: Path, *, overwrite: bool) -> int:
         IndexWriteError: it cannot be written.
     """
     if file.exists() and not overwrite:
-        raise IndexExistsError(f"{str(file)!r} is there already: pass overwrite=True to replace it, or another name.")
+        raise IndexExistsError(
+            f"{str(file)!r} is there already: pass overwrite=True (--overwrite) to replace it, or another name."
+        )
     about = {key: store.about[key] for key in KEPT}
     schema: pa.Schema = store.dataset(ROWS).schema.with_metadata({ABOUT: json.dumps(about, sort_keys=True).encode()})
     beside = file.with_name(f".{file.name}.part")

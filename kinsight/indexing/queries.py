@@ -11,16 +11,12 @@ from torch import Tensor
 
 from kinsight.errors import InputError
 from kinsight.identity import check_identity
-from kinsight.indexing.building import taken
 from kinsight.indexing.rows import ROWS, matrix_of
 from kinsight.indexing.store import Store
 from kinsight.kernel import GradientKernel
 from kinsight.namesakes import self_positions
 from kinsight.samples import Id, Samples
 from kinsight.sketch import Sketch, sketch
-
-READ = 4096
-"""Samples that are compared with what the index was built from at once."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +50,7 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class SketchedQueries(Queries):
-    """Inputs.
+    """Inputs. Their `rows` are as the data says that was passed, and is not compared with what it was.
 
     Args:
         norms: of their gradients, over all outputs, [q].
@@ -73,13 +69,14 @@ class SketchedQueries(Queries):
         Raises:
             InputError: there is no kernel to do so.
             WrongModelError: it is another than the index was built with.
-            ChangedDataError: the data is not what the index was built from.
         """
         if kernel is None:
             raise InputError("Queries that are inputs need kernel=, to sketch them as the index's samples were.")
         check_identity(kernel, store.about["kernel"], f"Index {str(store.folder)!r}")
         samples = Samples.wrap(queries)
-        rows = torch.full((len(samples),), -1) if data is None else _rows_of(store, samples, Samples.wrap(data))
+        rows = torch.full((len(samples),), -1) if data is None else self_positions(samples, Samples.wrap(data))
+        if samples.is_stream:  # which is read once, and not again for every group of neighbors
+            samples = Samples(samples.take(range(len(samples))))
         dim, how = store.about["dim"], {name: store.about[name] for name in ("seed", "normalization")}
         parts: list[Sketch] = [
             sketch(kernel, batch, dim, **how) for batch in samples.batches(kernel.block_size(samples))
@@ -88,15 +85,6 @@ class SketchedQueries(Queries):
             torch.cat([getattr(part, name) for part in parts]) for name in ("values", "norms", "outputs")
         )
         return SketchedQueries(samples.ids, values, rows, norms.double(), outputs, samples)
-
-
-def _rows_of(store: Store, samples: Samples, data: Samples) -> Tensor:
-    """Where samples lie in the data of an index, which is compared with what it was then: there, or at one sample."""
-    rows = self_positions(samples, data)
-    places = rows[rows >= 0].tolist() or [0]
-    for start in range(0, len(places), READ):  # positions in other data would be rows of other samples
-        taken(store, data, places[start : start + READ])
-    return rows
 
 
 def units_of(values: Tensor) -> Tensor:

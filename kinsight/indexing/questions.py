@@ -16,7 +16,8 @@ from kinsight.density import Counts, Thresholds, thresholds_of
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError
 from kinsight.fit import Around, FitMap, Splits, check_comparable, groups_of, mapped
-from kinsight.indexing.audits import cosines, hard_counts, power_counts, soft_counts
+from kinsight.indexing.audits import HELD, cosines, hard_counts, power_counts, soft_counts
+from kinsight.indexing.building import check_size, taken
 from kinsight.indexing.contents import Contents
 from kinsight.indexing.denoising_sums import DenoisingSums, denoising_sums
 from kinsight.indexing.queries import SketchedQueries
@@ -29,6 +30,7 @@ from kinsight.labels.suspects import LabelSuspects, MeanVerdict, Method, check_q
 from kinsight.labels.votes import Ballots, Task, ask_about_classes, check_power, check_targets, shares_of
 from kinsight.outputs import OutputFunction, kind_of_output
 from kinsight.progress import progress_bar
+from kinsight.samples import Samples
 from kinsight.uncertainty import Support
 
 
@@ -142,7 +144,13 @@ class Questions(Contents):
                     "from what is in it. Pass queries, or leave both out."
                 )
             return None
-        return SketchedQueries.of_inputs(self.store, queries, kernel, data)
+        asked = SketchedQueries.of_inputs(self.store, queries, kernel, data)
+        if data is not None:
+            check_size(self.store, Samples.wrap(data))
+        own = asked.rows[asked.rows >= 0].tolist()
+        for start in range(0, len(own), HELD):  # positions in other data would be rows of other samples
+            taken(self.store, Samples.wrap(data), own[start : start + HELD])
+        return asked
 
     def denoising_sums(self) -> DenoisingSums:
         """Sums of the kernel and of its square around every sample: what denoising factors are made of.

@@ -83,16 +83,7 @@ class Store:
             IndexExistsError: there is something in the folder; `overwrite` replaces an index, and nothing else.
             IndexWriteError, BusyIndexError: it cannot be written.
         """
-        has_index = (folder / MANIFEST).exists()
-        if has_index and not overwrite:
-            raise IndexExistsError(
-                f"There is an index in {str(folder)!r}. Resume it, append to it, pass overwrite=True to replace it, or "
-                "name another folder."
-            )
-        if folder.exists() and not has_index and (not folder.is_dir() or _others(folder)):
-            raise IndexExistsError(
-                f"{str(folder)!r} holds something that is no index. Nothing was changed: name a new or an empty folder."
-            )
+        has_index = check_new(folder, overwrite=overwrite)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             lock = Lock(folder)
@@ -402,6 +393,25 @@ class Store:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.lance"
+
+
+def check_new(folder: Path, *, overwrite: bool) -> bool:
+    """Whether an index is to be replaced where a new one is asked for.
+
+    Raises:
+        IndexExistsError: there is something in the folder; `overwrite` replaces an index, and nothing else.
+    """
+    has_index = (folder / MANIFEST).exists()
+    if has_index and not overwrite:
+        raise IndexExistsError(
+            f"There is an index in {str(folder)!r}. Resume it, append to it, pass overwrite=True to replace it, or "
+            "name another folder."
+        )
+    if folder.exists() and not has_index and (not folder.is_dir() or _others(folder)):
+        raise IndexExistsError(
+            f"{str(folder)!r} holds something that is no index. Nothing was changed: name a new or an empty folder."
+        )
+    return has_index
 
 
 def _others(folder: Path) -> bool:

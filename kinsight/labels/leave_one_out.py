@@ -65,6 +65,7 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
     """
     is_known = ~gram.diagonal().isnan()
     if int(is_known.sum()) < 2:
+        advance(len(RIDGES))
         return LeftOut(torch.full_like(labels, torch.nan), RIDGES[FIRST], torch.nan)
     own, center = labels[is_known], labels[is_known].mean(dim=0)
     known = gram if bool(is_known.all()) else gram[is_known][:, is_known]
@@ -86,7 +87,8 @@ def by_gram(gram: Tensor, labels: Tensor, advance: Advance = lambda n: None) -> 
         return found[ridge][0]
 
     ridge = _least(error)
-    advance(len(RIDGES) - n_tried)
+    if n_tried < len(RIDGES):
+        advance(len(RIDGES) - n_tried)
     values = torch.full_like(labels, torch.nan)
     values[is_known] = found[ridge][1]
     return LeftOut(values, ridge, found[ridge][0])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from kinsight.batches import checked_count
 from kinsight.differentiation.unit_gradients import warn_undefined
 from kinsight.errors import InputError, SampleTypeError, UnknownNameError, ZeroGradientWarning
 from kinsight.kernel import GradientKernel
@@ -272,8 +273,8 @@ def check_questions(method: str, power: float, threshold: float | None, task: Ta
         )
         raise InputError(f"threshold is {threshold}: for {task} it is {told}.")
     for name, count in counts.items():
-        if count is not None and count < 0:
-            raise InputError(f"{name} is {count}: it is a number of samples, 0 for none.")
+        if count is not None:
+            checked_count(name, count, 0)
 
 
 def _listed(kernel: GradientKernel | Iterable[GradientKernel] | Mapping[Any, GradientKernel]) -> list[GradientKernel]:

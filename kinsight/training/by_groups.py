@@ -15,7 +15,6 @@ from kinsight.gradients.factored import Product
 from kinsight.kernel import GradientKernel
 from kinsight.normalization import Normalization
 from kinsight.plan import n_outputs_of
-from kinsight.samples import Samples
 from kinsight.training.pairs import Pairing
 from kinsight.training.parts import Enforced, Parts, both_ways, of_lengths
 from kinsight.training.second_order import Term, UnitRows
@@ -63,7 +62,7 @@ def has_room_for(kernel: GradientKernel, batch: Batch, n_groups: int) -> bool:
 def _most_sums(kernel: GradientKernel, batch: Batch) -> int:
     """Sums over groups that there is room for."""
     size = sum(each.numel() * each.element_size() for each in kernel.parameters.values())
-    return max(1, kernel.max_bytes // (size * n_outputs_of(kernel, Samples.wrap(batch))))
+    return max(1, kernel.max_bytes // (size * n_outputs_of(kernel, batch)))
 
 
 def _bundles(kernel: GradientKernel, batch: Batch, groups: Tensor) -> Iterator[slice]:

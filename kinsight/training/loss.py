@@ -146,7 +146,7 @@ class SimilarityLoss:
         _check_finite("dissimilar_weight", dissimilar_weight, least=0.0)
         if _check_finite("margin", margin, least=-1.0) >= 1:
             raise InputError(f"margin is {margin}: no similarity is above 1, so that no pair would cost anything.")
-        checked_count("max_bytes", max_bytes)
+        max_bytes = checked_count("max_bytes", max_bytes)
         if route == "groups" and dissimilar_weight:
             raise InputError(
                 "route='groups' never looks at single pairs, and those that are apart cost something each."

@@ -85,8 +85,7 @@ class SimilarityWatcher:
         max_bytes: int = 2**30,
         contraction: Contraction = "full",
     ) -> None:
-        checked_count("every", every)
-        checked_count("n_neighbors", n_neighbors)
+        every, n_neighbors = checked_count("every", every), checked_count("n_neighbors", n_neighbors)
         check_normalization(normalization)
         if not (parameters is None or callable(parameters) or isinstance(parameters, str)):
             parameters = list(parameters)
