@@ -408,7 +408,7 @@ def test_outputs_that_are_no_values(output: Any) -> None:
             "Only 1 of 4",
         ),
         (torch.rand(N), {"weight_decay": 1.0, "decayed": ["x"]}, UnknownNameError, "no parameter 'x'"),
-        (torch.rand(N), {"method": "estimate", "n_probes": 1}, InputError, "at least 2"),
+        (torch.rand(N), {"method": "estimate", "n_probes": 1}, InputError, "a whole number, 2 or more"),
     ],
 )
 @pytest.mark.usefixtures("without_type_checks")
