@@ -81,7 +81,7 @@ class Averages:
         if not bool(known.any()):
             return "Around no sample is there a mean: all sums of weights are as good as 0."
         text = (
-            f"For half of the samples, the variance of labels around them is below "
+            "For half of the samples, the variance of labels around them is below "
             f"{float(self.variances[known].median()):.3g}"
         )
         if self.residuals is not None:
@@ -93,7 +93,7 @@ class Averages:
             (int((self.variances[known] < 0).sum()), "variances are negative, and say nothing"),
         )
         notes = [f"for {n:,} of {len(self):,} samples {what}" for n, what in counted if n]
-        return f"{text}. F{'; '.join(notes)[1:]}." if notes else f"{text}."
+        return "; ".join([text, *notes]) + "."
 
 
 def averages(

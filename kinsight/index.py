@@ -207,10 +207,8 @@ class Index(Questions):
         if samples is None or kernel is None:
             values, rows = self._nearest(asked, k, is_exhaustive=is_exhaustive)
             return as_neighbors(asked, values, rows, self.ids, self.normalization, self.error)
-        n_candidates = max(10 * k, N_CANDIDATES) if n_candidates is None else n_candidates
-        checked_count("n_candidates", n_candidates)
-        if n_candidates < k:
-            raise InputError(f"n_candidates is {n_candidates}, fewer than the {k} neighbors asked for.")
+        wanted = max(10 * k, N_CANDIDATES) if n_candidates is None else n_candidates
+        n_candidates = checked_count("n_candidates", wanted, k)  # at least the neighbors asked for
         _, rows = self._nearest(asked, n_candidates, is_exhaustive=is_exhaustive)
         take = functools.partial(self.take, samples)
         values, rows = exactly(kernel, self.normalization, asked, rows, k, take)

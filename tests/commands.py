@@ -37,12 +37,17 @@ def flat():
 COMMON = ("--checkpoint", "weights.safetensors", "--quiet", "--device", "cpu")
 
 
-def write_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model, weights and data, in what is now the current folder."""
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """A module `shop` in what is now the current folder, where it can be named."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "shop", raising=False)
-    (tmp_path / "shop.py").write_text(MODULE)
+    (tmp_path / "shop.py").write_text(text)
+
+
+def write_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model, weights and data, in what is now the current folder."""
+    write_module(tmp_path, monkeypatch, MODULE)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(20, 3)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))

@@ -15,7 +15,7 @@ import pytest
 
 import kinsight
 from kinsight.sources import load_model
-from tests.commands import answer, run
+from tests.commands import answer, run, write_module
 
 MODULE = """
 import torch
@@ -32,10 +32,7 @@ BUILD = ("index", "shop:build", "npz:data.npz", "--out", "ours", *QUIET)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a model, data, and an index of them."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "shop", raising=False)
-    (tmp_path / "shop.py").write_text(MODULE)
+    write_module(tmp_path, monkeypatch, MODULE)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 3)).astype(np.float32)
     np.savez(tmp_path / "data.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))

@@ -1,6 +1,5 @@
 """The command line on fit, denoising and comparison: what the library says, printed."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 
 import kinsight
 from kinsight.sources import load_model
-from tests.commands import answer, run
+from tests.commands import answer, run, write_module
 
 MODULE = """
 import torch
@@ -29,10 +28,7 @@ QUIET = ("--quiet", "--device", "cpu")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "shop", raising=False)
-    (tmp_path / "shop.py").write_text(MODULE)
+    write_module(tmp_path, monkeypatch, MODULE)
     x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     np.savez(tmp_path / "classes.npz", x=x, y=(x[:, 0] > 0).astype(np.int64))
     np.savez(tmp_path / "values.npz", x=x, y=x[:, 0])

@@ -69,7 +69,11 @@ def print_density(
     if index is not None:
         if kind is not Kind.soft:
             how["progress"] = not options.quiet
-        counts = _of_index(index, normalization, options, model, data, queries, kind, how)
+        opened, queried = index_asked(index, normalization, options, model, data, queries)
+        counts_of: dict[Kind, Callable[..., Counts]] = {
+            Kind.soft: opened.soft_count, Kind.hard: opened.hard_count, Kind.power: opened.power_count,
+        }  # fmt: skip
+        counts = counts_of[kind](**queried, **how)
     else:
         counts = _of_kernel(model, data, queries, normalization, options, kind, how)
     _print(counts, kind, threshold, options, out)
@@ -93,25 +97,6 @@ def _of_kernel(
         Kind.soft: soft_count, Kind.hard: hard_count, Kind.power: power_count,
     }  # fmt: skip
     return counts[kind](kernel, samples, around, **how)
-
-
-def _of_index(
-    folder: Path,
-    normalization: Similarity | None,
-    options: Options,
-    model: str | None,
-    data: str | None,
-    queries: str | None,
-    kind: Kind,
-    how: dict[str, Any],
-) -> Counts:
-    """Around the samples of an index, or around queries."""
-    index, queried = index_asked(folder, normalization, options, model, data, queries)
-    how |= queried
-    counts: dict[Kind, Callable[..., Counts]] = {
-        Kind.soft: index.soft_count, Kind.hard: index.hard_count, Kind.power: index.power_count,
-    }  # fmt: skip
-    return counts[kind](**how)
 
 
 def _print(counts: Counts, kind: Kind, thresholds: list[float] | None, options: Options, out: Path | None) -> None:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kinsight.batches import Id, as_targets, check_length
+from kinsight.batches import Id, as_targets, check_length, checked_count
 from kinsight.denoising.denoise import MAX_EXACT, Denoising, denoise
 from kinsight.density import Counts
-from kinsight.errors import InputError, TargetError
+from kinsight.errors import TargetError
 from kinsight.explorer.asking import Asker, asker
 from kinsight.explorer.noise import noisiest
 from kinsight.explorer.portraits import Painter, Portrait
@@ -201,8 +201,7 @@ def _check_asked(kernel: GradientKernel, normalization: Normalization, *counts: 
     check_kernel(kernel, normalization)
     names = ("n_queries", "n_lonely", "n_crowded", "n_suspects", "n_examples", "n_noisy", "n_volatile")
     for name, count in zip(names, counts, strict=True):
-        if count < 0:
-            raise InputError(f"{name} is {count}: it is a number of samples to show, 0 for none.")
+        checked_count(name, count, 0)
 
 
 def _extremes(counts: Counts, n_lonely: int, n_crowded: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

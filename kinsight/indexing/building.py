@@ -66,7 +66,7 @@ def build(
                         f"The index was begun with {name}={store.about[name]!r}, not {value!r}: sketches of both do "
                         "not compare. Pass the same, or build the index anew with overwrite=True."
                     )
-            _check_room(store, samples)
+            _check_room(store, len(samples) - store.n_rows(ROWS))
             _fill(store, kernel, samples, 0, engine, progress=progress)
         return
     check_new(folder, overwrite=overwrite)
@@ -96,25 +96,23 @@ def append(folder: Path, kernel: GradientKernel, samples: Samples, *, engine: En
                 f"Index {str(folder)!r} is half built: finish it first, with resume=True and the data it was begun "
                 "with."
             )
+        n_known = 0 if parts[-1]["is_complete"] else store.n_rows(ROWS) - parts[-1]["first"]
+        _check_room(store, len(samples) - n_known)
         if parts[-1]["is_complete"]:
-            _check_room(store, samples)
             refuse_taken(samples.ids, taken_ids(store))
             part = _part(samples, store.about["dim"], first=store.n_rows(ROWS))
             _refuse_other_targets(parts[0], part)
             store.update(parts=[*parts, part])
-        else:
-            _check_room(store, samples)
         _fill(store, kernel, samples, len(store.about["parts"]) - 1, engine, progress=progress)
 
 
-def _check_room(store: Store, samples: Samples) -> None:
-    """Raise where what is missing of these samples does not fit on the disk of an index.
+def _check_room(store: Store, n: int) -> None:
+    """Raise where so many more samples do not fit on the disk of an index.
 
     Raises:
         IndexWriteError: it does not.
     """
-    part = store.about["parts"][-1]
-    n, dim = len(samples) - (0 if part["is_complete"] else store.n_rows(ROWS) - part["first"]), store.about["dim"]
+    dim = store.about["dim"]
     what = f"Sketches of {n:,} samples, {dim:,} numbers each, as the index has them,"
     check_room(store.folder, 2 * dim * n, what, "Make room, or build a shorter index in another folder.")
 
