@@ -34,6 +34,7 @@
     KinsightWarning (UserWarning)
     ├── NamesakeWarning                      queries have the id of a sample of the data, and other inputs
     ├── NonFiniteWarning                     what is watched in training is nan or inf
+    ├── PrecisionWarning                     something is computed in less than the parameters' precision
     ├── SlowAttentionWarning                 attention is computed by matrix products, not by fused kernels
     └── ZeroGradientWarning                  samples whose similarity is undefined
 
@@ -175,6 +176,10 @@ class ZeroGradientWarning(KinsightWarning):
 
 class SlowAttentionWarning(KinsightWarning):
     """Attention is computed by matrix products, not by fused kernels."""
+
+
+class PrecisionWarning(KinsightWarning):
+    """Something is computed in less than the precision of the parameters."""
 
 
 class NonFiniteWarning(KinsightWarning):

@@ -22,7 +22,7 @@ from kinsight.errors import EmptyDataError, InputError, NonFiniteError, SampleTy
 from kinsight.gradients.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
 from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction, resolve_output
-from kinsight.parameters import choose_parameters
+from kinsight.parameters import choose_parameters, refuse_replaced
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, filled, pair_blocks, symmetric_pair_blocks
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
@@ -70,6 +70,7 @@ class GradientKernel:
         NoParametersError: nothing to differentiate with respect to.
         UnknownNameError: an unknown output or parameter name, contraction or check.
         InputError: a batch size, a bound on memory or a number of outputs below 1.
+        ModelError: asked later, when layers of the model have been replaced or added.
 
     Example:
         >>> import torch, kinsight
@@ -106,6 +107,7 @@ class GradientKernel:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.output = resolve_output(output)
         self.parameters = choose_parameters(self.model, parameters)
+        self._known = None if parameters is not None else list(self.model.parameters())
         refuse_contraction(contraction, self.device)
         self.contraction = contraction
         self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
@@ -146,6 +148,7 @@ class GradientKernel:
         Raises:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
         """
+        refuse_replaced(self.model, self.parameters, self._known)
         batch = _filled(x).to(self.device)
         gradients = self._differentiate(batch, is_differentiable=is_differentiable).within_range()
         self.n_outputs = gradients.n_outputs
@@ -191,6 +194,7 @@ class GradientKernel:
             batch: the samples.
             take: called with each parameter's name and gradients, which are forgotten afterwards.
         """
+        refuse_replaced(self.model, self.parameters, self._known)
         outputs = self._differentiate.hand_over(_filled(batch).to(self.device), take)
         self.n_outputs = outputs.shape[1]
         return outputs

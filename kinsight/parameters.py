@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from kinsight.errors import NoParametersError, UncapturedParameterError, UnknownNameError
+from kinsight.errors import ModelError, NoParametersError, UncapturedParameterError, UnknownNameError
 
 
 def choose_parameters(
@@ -53,6 +53,30 @@ def choose_parameters(
             "takes frozen ones too."
         )
     return chosen
+
+
+def refuse_replaced(model: nn.Module, chosen: Mapping[str, nn.Parameter], known: Sequence[nn.Parameter] | None) -> None:
+    """Raise where layers were replaced or added since parameters were chosen: theirs would be left out.
+
+    Args:
+        model: whose parameters they are.
+        chosen: those that count.
+        known: all that there were, where all that require a gradient count; else None.
+
+    Raises:
+        ModelError: there are others now.
+    """
+    now = {id(parameter) for parameter in model.parameters()}
+    names = [name for name, parameter in chosen.items() if id(parameter) not in now]
+    if known is not None:
+        before = {id(parameter) for parameter in known}
+        names += [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in before]
+    names = list(dict.fromkeys(names))
+    if names:
+        raise ModelError(
+            f"The model has other parameters than when its kernel was made: {', '.join(map(repr, names[:3]))} replaced "
+            "or added. They would be left out: make a new GradientKernel."
+        )
 
 
 def _refuse_complex(chosen: dict[str, nn.Parameter]) -> None:

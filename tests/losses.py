@@ -69,7 +69,8 @@ def far(ours: list[Tensor | None], theirs: list[Tensor | None]) -> float:
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None or b is not None]
     gaps = [((0 if a is None else a) - (0 if b is None else b)) for a, b in pairs]
     most = max((float(b.abs().max()) for _, b in pairs if b is not None), default=0.0)
-    return max(float(torch.as_tensor(gap).abs().max()) for gap in gaps) / most
+    worst = torch.stack([torch.as_tensor(gap).double().abs().max() for gap in gaps]).max()  # nan, where any is
+    return float(worst) / most
 
 
 def mean_alike(labels: Tensor) -> Callable[[Tensor], Tensor]:

@@ -7,7 +7,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from kinsight.errors import MixedSamplesError
+from kinsight.errors import MixedSamplesError, ModelError
 from kinsight.kernel import GradientKernel
 from tests.plain import truth
 from tests.test_engine import EXACT, error
@@ -158,3 +158,44 @@ def test_nothing_but_a_parameter_that_is_not_used() -> None:
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     for _ in range(3):
         assert not kernel(x).any()
+
+
+def test_layers_that_are_replaced_or_added_are_not_left_out() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 4, dtype=torch.float64)
+
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+    model = network()
+    kernel = GradientKernel(model)
+    before = kernel(x)
+    model[1] = nn.Sigmoid()  # has none
+    assert not torch.equal(kernel(x), before)
+    model[2] = nn.Linear(6, 3).double()
+    for ask in (kernel, kernel.flat_similarity, kernel.diag, kernel.gradients):
+        with pytest.raises(ModelError, match=r"'2\.weight', '2\.bias' replaced or added\. .* a new Gradient"):
+            ask(x)
+    model = network()
+    first, every = GradientKernel(model, parameters=["0.weight"]), GradientKernel(model)
+    model.append(nn.Linear(3, 2).double().requires_grad_(False))
+    assert first(x).shape == every(x).shape  # frozen, and not asked for
+    model.requires_grad_(True)
+    first(x)
+    with pytest.raises(ModelError, match=r"'3\.weight', '3\.bias' replaced or added"):
+        every(x)
+
+
+def test_a_forward_that_is_put_on_an_object_and_runs_another() -> None:
+    """A copy of the model would run the weights of the original: the proof does without one."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(5, 4)
+    expected = GradientKernel(model)(x)
+    own = model.forward
+
+    def in_half(given: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return own(given).float()
+
+    model.forward = in_half  # type: ignore[method-assign]
+    torch.testing.assert_close(GradientKernel(model)(x), expected, rtol=0.05, atol=0.1)

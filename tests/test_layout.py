@@ -95,6 +95,8 @@ ORDER: dict[str, list[str]] = {
     "baselines": [],
     "training": [
         "pairs",
+        "running",
+        "second_derivatives",
         "second_order",
         "parts",
         "by_pairs",

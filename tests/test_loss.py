@@ -10,10 +10,7 @@ from torch import Tensor, nn
 
 import kinsight
 from kinsight.batches import Batch, as_batch
-from kinsight.errors import (
-    SecondDerivativeError,
-    SlowAttentionWarning,
-)
+from kinsight.errors import NonFiniteError, SecondDerivativeError, SlowAttentionWarning
 from kinsight.live import peak_bytes
 from kinsight.outputs import pooled
 from kinsight.training.pairs import grouped
@@ -212,6 +209,71 @@ def test_what_cannot_be_differentiated_twice_is_named() -> None:
         loss(inputs(), LABELS)
 
 
+class Opaque(torch.autograd.Function):
+    """As kernels of one's own are: what is passed back lies in new memory, which autograd takes for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        found = torch.empty_like(cotangent)
+        found.data.copy_(cotangent * ctx.saved_tensors[0].cos())
+        return found
+
+
+class Followed(Opaque):
+    """The same, followed by autograd."""
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent * ctx.saved_tensors[0].cos()
+
+
+class WithFunction(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function], *, is_last: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.is_last, self.first, self.last = function, is_last, nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_last:
+            return self.function.apply(self.last(self.first(x)))
+        return self.last(self.function.apply(self.first(x)))
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_backward_pass_that_autograd_takes_for_a_constant_is_refused(is_last: bool) -> None:
+    loss = kinsight.SimilarityLoss(WithFunction(Opaque, is_last=is_last).double())
+    for _ in range(2):
+        with pytest.raises(SecondDerivativeError, match="backward pass of Opaque gives numbers that autograd does not"):
+            loss(inputs(), LABELS)
+    model = WithFunction(Followed, is_last=is_last).double()
+    ours = gradients_of(model, kinsight.SimilarityLoss(model, weight=1.0)(inputs(), LABELS))
+    assert far(ours, brute_force(model, inputs(), "logits", "flat", mean_alike(LABELS))) < EXACT
+
+
+class Rooted(nn.Module):
+    """Its derivative is finite at 0, and changes there infinitely fast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 5, bias=False), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).abs().pow(1.5))
+
+
+def test_a_gradient_that_is_not_finite_is_no_gradient() -> None:
+    loss = kinsight.SimilarityLoss(Rooted().double())
+    x = inputs()
+    x[0] = 0
+    with pytest.raises(NonFiniteError, match=r"gradient of the loss over 1 parameters is nan or inf: \['first.weight"):
+        loss(x, LABELS)
+
+
 class Bag(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -266,6 +328,19 @@ def test_memory_stays_within_what_is_given(route: str) -> None:
 
 
 @pytest.mark.parametrize("route", ["pairs", "groups"])
+def test_memory_of_whitening_stays_within_what_is_given(route: str) -> None:
+    """Gradients are held as they are and mixed, of every output."""
+    torch.manual_seed(0)
+    model, given = nn.Sequential(nn.Linear(20, 128), nn.Tanh(), nn.Linear(128, 10)), 4 * 2**20
+    x, groups = torch.randn(128, 20), torch.arange(128) % 4
+    loss = kinsight.SimilarityLoss(model, normalization="whitened", route=route, max_bytes=given)
+    loss(x[:8], groups=groups[:8])
+    with peak_bytes(torch.device("cpu"), [*model.parameters(), x, groups]) as found:
+        loss(x, groups=groups).backward()
+    assert found[0] < given
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
 def test_a_step_takes_little_more_memory_than_one_without(route: str) -> None:
     """All pairs of a batch: what is multiplied out, captured and passed on is let go as soon as it is used."""
     torch.manual_seed(0)
@@ -306,3 +381,52 @@ def test_a_sample_may_be_there_twice(route: str) -> None:
     found = kinsight.SimilarityLoss(model, route=route)(batch, groups=labels)
     expected = kinsight.SimilarityLoss(model, route=route)(x[chosen], groups=labels)
     assert found.item() == pytest.approx(expected.item())
+
+
+# ---------------------------------------------------------------------------------------- the ends of float32
+
+
+class Scaled(nn.Module):
+    """Outputs times a number of each sample, which its similarities do not depend on."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.body(x) * scale[:, None]
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+@pytest.mark.parametrize("normalization", ["flat", "whitened"])
+@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("is_convolved", [False, True])
+def test_gradients_near_the_ends_of_float32(
+    route: str, normalization: Any, batch_size: int | None, is_convolved: bool
+) -> None:
+    """Of some samples 1e-22, or 1e18 (of one sure of its answer, all but nothing is left): units are the same."""
+    torch.manual_seed(0)
+    bodies = nn.Sequential(nn.Conv1d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3)), network().float()
+    body = bodies[0 if is_convolved else 1]
+    x, labels = torch.randn(6, 1, 4) if is_convolved else torch.randn(6, 4), torch.tensor([0, 1, 0, 0, 1, 0])
+    scale = torch.tensor([1, 1, 1, 1e-22, 1e-22, 1e18])
+    truth = brute_force(body.double(), x.double(), "logits", normalization, mean_alike(labels))
+    model = Scaled(body.float())
+    loss = kinsight.SimilarityLoss(
+        model, weight=1.0, route=route, normalization=normalization, batch_size=batch_size, max_bytes=2**28
+    )
+    assert far(gradients_of(model, loss((x, scale), labels)), truth) < 1e-4
+
+
+@pytest.mark.parametrize("route", ["pairs", "groups"])
+def test_samples_that_a_network_is_sure_of(route: str) -> None:
+    """A sigmoid at its end: gradients of 1e-20 to 1, as a network has them that knows its training set by heart."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1), nn.Sigmoid())
+    with torch.no_grad():
+        net[2].weight.mul_(25)
+        net[2].bias -= 40
+    x, groups = 3 * torch.randn(16, 2), [0] * 16
+    ours = gradients_of(net, kinsight.SimilarityLoss(net, weight=1.0, route=route)(x, groups=groups))
+    truth = brute_force(net.double(), x.double(), "logits", "flat", mean_alike(torch.tensor(groups)))
+    assert far(ours, truth) < 1e-3

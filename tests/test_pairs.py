@@ -35,7 +35,7 @@ def test_a_batch_without_pairs_costs_nothing() -> None:
         value = loss(x, labels)
         assert float(value.detach()) == 0
         value.backward()
-        assert all(p.grad is None for p in model.parameters())  # decay and momentum leave them alone
+        assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
         assert loss.last is not None
         assert loss.last.n_alike == 0
         assert math.isnan(loss.last.similarity)
@@ -99,6 +99,9 @@ def test_nan_is_named_by_sample() -> None:
         ({"margin": None}, {}, InputError, "margin is None"),
         ({"max_bytes": 0}, {}, InputError, "max_bytes is 0"),
         ({}, {"groups": [0.5] * 6}, InputError, "whole numbers"),
+        ({}, {"groups": torch.tensor([2**63 + 5] * 6, dtype=torch.uint64)}, InputError, "hold numbers of 2\\^63"),
+        ({"weight": torch.rand(3)}, {}, InputError, "weight is tensor"),
+        ({"pairs": Augmented(lambda x: None)}, {}, ShapeError, "transform has made NoneType of samples \\[4\\]"),
         ({}, {"pairs": [[0, 6]]}, InputError, "two different positions each, from 0 to 5"),
         ({}, {"pairs": [[1, 1]]}, InputError, "two different positions"),
         ({}, {"pairs": [[0, 1]], "groups": [0] * 6}, InputError, "not both"),
@@ -171,13 +174,36 @@ def test_augmentations_of_one_input_are_pairs() -> None:
     assert loss.last.n_alike == 18
     whole = kinsight.SimilarityLoss(model, "one_vs_rest", pairs=Augmented(lambda batch: -batch, is_batched=True))
     assert float(whole(x, LABELS).detach()) == pytest.approx(0, abs=1e-6)  # the same views twice
-    with pytest.raises(InputError, match="a pair takes two"):
+    with pytest.raises(InputError, match="n_views is 1: it has to be a whole number, 2 or more"):
         Augmented(shifted, n_views=1)
     with pytest.raises(SampleTypeError, match="is_batched=True"):
         kinsight.SimilarityLoss(model, pairs=Augmented(shifted))((x,))
     widths = iter([4, 3])
     with pytest.raises(ShapeError, match="one batch takes one"):
         kinsight.SimilarityLoss(model, pairs=Augmented(lambda b: b[:, : next(widths)], is_batched=True))(x)
+
+
+def test_views_that_need_a_gradient_are_refused() -> None:
+    learned = nn.Linear(4, 4).double()
+    loss = kinsight.SimilarityLoss(network(), pairs=Augmented(lambda sample: learned(sample)))
+    with pytest.raises(InputError, match="inputs requires a gradient"):
+        loss(inputs())
+
+
+def test_views_go_by_the_name_of_their_sample() -> None:
+    x = inputs()
+    x[5, 1] = math.nan
+    with pytest.raises(NonFiniteError, match=r"2 of 12 samples are nan or inf: \[5, 5\]"):
+        kinsight.SimilarityLoss(network(), pairs=Augmented(lambda sample: sample + 1))(x)
+    sizes = iter(range(2, 14))
+    with pytest.raises(ShapeError, match=r"transform has made \[2\] and \[3\] and \[4\] of samples \[4\]"):
+        kinsight.SimilarityLoss(network(), pairs=Augmented(lambda sample: torch.ones(next(sizes))))(x)
+
+
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_no_views_of_no_samples(is_batched: bool) -> None:
+    loss = kinsight.SimilarityLoss(network(), pairs=Augmented(lambda sample: sample + 0.1, is_batched=is_batched))
+    assert float(loss(inputs(0)).detach()) == 0
 
 
 class Squeezed(nn.Module):

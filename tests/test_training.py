@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import kinsight
-from kinsight.errors import InputError
+from kinsight.errors import InputError, PrecisionWarning, SecondDerivativeError
 from kinsight.training.loss import ramp
 from tests.losses import EXACT, LABELS, brute_force, far, gradients_of, inputs, mean_alike, network
 
@@ -262,3 +262,51 @@ def test_it_can_be_stored() -> None:
     again = pickle.loads(pickle.dumps(loss))
     assert again.step == 1
     assert float(again(inputs(), LABELS).detach()) == float(loss(inputs(), LABELS).detach())
+
+
+def test_its_gradient_is_a_number_and_no_function() -> None:
+    """A gradient penalty would take it for a constant."""
+    model = network()
+    value = F.cross_entropy(model(inputs()), LABELS) + kinsight.SimilarityLoss(model)(inputs(), LABELS)
+    with pytest.raises(SecondDerivativeError, match="known as numbers alone"):
+        torch.autograd.grad(value, [model[0].weight], create_graph=True)
+
+
+def test_scalers_take_a_step_that_has_no_pairs() -> None:
+    model = network()
+    model.spare = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu")
+    before = [p.detach().clone() for p in model.parameters()]
+    for loss in (kinsight.SimilarityLoss(model), kinsight.SimilarityLoss(model, weight=ramp(0.5, 3))):
+        labels = torch.arange(6) if loss.weight == 0.1 else LABELS
+        optimizer.zero_grad()
+        scaler.scale(loss(inputs(), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == ["spare"]
+    moved = [float((p.detach() - b).abs().max()) for p, b in zip(model.parameters(), before, strict=True)]
+    assert max(moved) < 0.01  # what decays
+
+
+def test_autocast_inside_of_the_model() -> None:
+    """Accelerate puts it around forward, and is stepped around; what a model does by itself is told."""
+    torch.manual_seed(0)
+    model, x = network().float(), inputs().float()
+    plain = [None if each is None else each.clone() for each in gradients_of(model, _value_of(model, x))]
+    own = model.forward
+
+    def in_half(*given: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return own(*given).float()
+
+    model._original_forward, model.forward = own, in_half  # as `Accelerator.prepare` does
+    assert far(gradients_of(model, _value_of(model, x)), plain) == 0
+    assert model.forward is in_half
+    del model._original_forward
+    with pytest.warns(PrecisionWarning, match="computes in bfloat16 by itself"):
+        ours = gradients_of(model, _value_of(model, x))
+    assert 0 < far(ours, plain) < 0.1
+
+
+def _value_of(model: nn.Module, x: Tensor) -> Tensor:
+    return kinsight.SimilarityLoss(model, weight=1.0)(x, LABELS)

@@ -113,6 +113,8 @@ def test_options_that_make_no_sense() -> None:
             kinsight.SimilarityWatcher(model(), probe(), every=every)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="normalization 'cos' is unknown: use 'whitened' or 'flat'"):
         kinsight.SimilarityWatcher(model(), probe(), normalization="cos")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="prefix is None"):
+        kinsight.SimilarityWatcher(model(), probe(), prefix=None)  # type: ignore[arg-type]
 
 
 def test_options_are_those_of_the_kernel() -> None:
@@ -281,8 +283,40 @@ def test_a_watcher_goes_on_from_its_state(tmp_path: Path) -> None:
     assert resumed.n_steps == 0
     assert "similarity/neighbor_overlap" not in resumed.look()
     other = kinsight.SimilarityWatcher(network, probe(9), n_neighbors=3)
+    with pytest.raises(InputError, match="The state has no 'n_steps'"):
+        other.load_state_dict({})
     with pytest.raises(ShapeError, match="of 12 samples, with 3 neighbors of each; this one has 9 and 3"):
         other.load_state_dict(watcher.state_dict())
+
+
+def test_layers_that_are_replaced_or_thawed_are_looked_at() -> None:
+    network = model()
+    network[0].requires_grad_(False)
+    watcher = kinsight.SimilarityWatcher(network, probe(), n_neighbors=3)
+
+    def is_as_new() -> bool:
+        found = watcher.look()
+        overlap = found.pop("similarity/neighbor_overlap", None)
+        assert (overlap is None) == (watcher.n_steps == 0)
+        watcher.n_steps = 1
+        return found == kinsight.SimilarityWatcher(network, probe(), n_neighbors=3).look()
+
+    assert is_as_new()
+    network[0].requires_grad_(True)
+    assert is_as_new()
+    network[4] = nn.Linear(8, 2).double()
+    assert is_as_new()
+    network.append(nn.Linear(2, 2).double())
+    assert is_as_new()
+    network.load_state_dict({name: each.clone() for name, each in network.state_dict().items()}, assign=True)
+    assert is_as_new()
+
+
+def test_numbers_are_those_of_full_precision() -> None:
+    network = model().float()
+    plain = kinsight.SimilarityWatcher(network, probe()).look()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert kinsight.SimilarityWatcher(network, probe()).look() == plain
 
 
 def test_steps_that_somebody_else_counts() -> None:

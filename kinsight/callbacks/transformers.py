@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from kinsight.training.second_order import unwrapped
+from kinsight.training.running import unwrapped
 from kinsight.training.watching import SimilarityWatcher
 
 

@@ -30,6 +30,7 @@ from kinsight.differentiation.layer_by_layer import Take, hand_over, note_refusa
 from kinsight.differentiation.trace import Check, Routing, Trace, Tracer
 from kinsight.differentiation.weights import from_uses, spread
 from kinsight.errors import (
+    IndependentOutputError,
     MixedSamplesError,
     ModelCallError,
     NonFiniteError,
@@ -274,8 +275,8 @@ class Differentiator:
         try:
             with torch.autocast(next(iter(parameters.values())).device.type, enabled=False):
                 found(Batch(inputs, batch.ids, targets))
-        except ModelCallError:  # converts to another precision inside, and stumbles over it
-            return None
+        except (ModelCallError, IndependentOutputError):
+            return None  # converts to another precision inside, and stumbles over it; or runs the original's weights
         return found if found.precision == finer[precision] else None
 
     def _reasons(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from kinsight.axes import Mask, Mixing, PerSample
 from kinsight.captures.running import check_finite
 from kinsight.differentiation.batch_gradients import BatchGradients
 from kinsight.errors import ZeroGradientWarning
-from kinsight.gradients.contractions import SAFE_NORMS, Form
+from kinsight.gradients.contractions import Form, are_safe
 from kinsight.normalization import Normalization, check_normalization
 from kinsight.samples import Id
 from kinsight.whitening import spectrum
@@ -71,8 +71,7 @@ class Normalizer:
     @property
     def is_safe(self) -> bool:
         """Whether no norm, nor its inverse, is near the ends of float32."""
-        low, high = SAFE_NORMS
-        return bool(((self.norms == 0) | ((self.norms > low) & (self.norms < high))).all())
+        return are_safe(self.norms)
 
 
 @dataclass(frozen=True, eq=False)

@@ -242,6 +242,12 @@ def row_norms(rows: Tensor) -> Tensor:
     return norms if is_safe else norm_over(rows, 1)
 
 
+def are_safe(norms: Tensor) -> bool:
+    """Whether no norm but 0, nor its inverse, is near the ends of float32."""
+    low, high = SAFE_NORMS
+    return bool(((norms == 0) | ((norms > low) & (norms < high))).all())
+
+
 PIECE = 256
 """Numbers whose squares are added up in float32."""
 

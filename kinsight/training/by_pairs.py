@@ -25,6 +25,7 @@ def from_pairs(found: Enforced, parts: Parts, pairing: Pairing, cost: Cost, trai
         for other in sorted(range(len(parts.places)), key=lambda other: other == number):  # itself in the end
             where = parts.places[other]
             columns = parts.fixed(other).detached()
+            columns = columns.double() if rows.is_wide else columns  # weights of both are in the precision of columns
             block = rows.similarities(columns)
             values = block.detach()
             w = pairing.alike_weights(place, where).to(values) / max(1, found.n_alike)
@@ -74,7 +75,7 @@ class OfPairs(Term):
         others = self.others[name]
         if not isinstance(others, Built):
             return None
-        found = self._moved(name, others.values, which)
+        found = self._moved(name, others.values, which).to(gradients.dtype)
         found = found if self.mixing is None else mixed(self.mixing[which].transpose(1, 2), found)
         return found if self.of_own is None else found + mixed(both_ways(self.of_own[which]), gradients.build())
 

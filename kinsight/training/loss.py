@@ -12,23 +12,32 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kinsight.batches import Batch, as_batch, checked_count, leaves, make_batch
+from kinsight.captures.running import call_model, untouched
 from kinsight.differentiation.unit_gradients import warn_undefined
-from kinsight.errors import InputError, SampleTypeError, SlowAttentionWarning, UnknownNameError
+from kinsight.errors import (
+    InputError,
+    NonFiniteError,
+    PrecisionWarning,
+    SampleTypeError,
+    SecondDerivativeError,
+    SlowAttentionWarning,
+    UnknownNameError,
+)
 from kinsight.kernel import GradientKernel
 from kinsight.normalization import Normalization, check_normalization
-from kinsight.outputs import OutputFunction
+from kinsight.outputs import OutputFunction, evaluate
 from kinsight.training.by_groups import has_room_for
 from kinsight.training.enforcing import enforce
 from kinsight.training.pairs import Augmented, Pairing, PairSource, grouped, listed, paired, positions
 from kinsight.training.parts import Cost, Enforced
-from kinsight.training.second_order import Attention, as_used, twice_differentiable, unwrapped
+from kinsight.training.running import as_used, layout_of, unwrapped
+from kinsight.training.second_derivatives import Attention, refuse_constant, twice_differentiable
 
 Route = Literal["auto", "pairs", "groups"]
 """How it is computed: all pairs by one-sided Gram blocks, or sums of groups."""
@@ -36,8 +45,11 @@ Route = Literal["auto", "pairs", "groups"]
 FEW_GROUPS, FEW_SAMPLES = 4, 128
 """Samples a group, on average, from which sums over groups are taken; samples up to which pairs are as fast."""
 
-GRAPH_SHARE = 4
-"""A graph that is differentiated again holds so many times as much as gradients that are not."""
+HALF = (torch.float16, torch.bfloat16)
+"""Precisions that second derivatives are mostly lost in."""
+
+GRAPH_SHARE: dict[Normalization, int] = {"flat": 4, "whitened": 8}
+"""A graph that is differentiated again, and what is made of it, hold so many times as much as gradients without one."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +154,9 @@ class SimilarityLoss:
                 f"pairs is a {type(pairs).__name__}: use 'class', Augmented(transform) or a callable."
             )
         if not callable(weight):
-            _check_finite("weight", weight, least=0.0)
-        _check_finite("dissimilar_weight", dissimilar_weight, least=0.0)
-        if _check_finite("margin", margin, least=-1.0) >= 1:
+            _check_number("weight", weight, least=0.0)
+        dissimilar_weight = _check_number("dissimilar_weight", dissimilar_weight, least=0.0)
+        if (margin := _check_number("margin", margin, least=-1.0)) >= 1:
             raise InputError(f"margin is {margin}: no similarity is above 1, so that no pair would cost anything.")
         max_bytes = checked_count("max_bytes", max_bytes)
         if route == "groups" and dissimilar_weight:
@@ -155,7 +167,7 @@ class SimilarityLoss:
             parameters = list(parameters)  # a generator is empty the second time
         self._make_kernel = partial(
             GradientKernel, unwrapped(model), output, parameters=parameters,
-            batch_size=batch_size, max_outputs=max_outputs, max_bytes=max(1, max_bytes // GRAPH_SHARE),
+            batch_size=batch_size, max_outputs=max_outputs, max_bytes=max(1, max_bytes // GRAPH_SHARE[normalization]),
         )  # fmt: skip
         self._renew_kernel()
         self.pairs, self.weight = pairs, weight
@@ -195,17 +207,19 @@ class SimilarityLoss:
         batch = as_batch(inputs) if targets is None else make_batch(inputs, targets)
         _refuse_followed(batch)
         batch, pairing = self._paired(batch, groups, pairs, dissimilar)
-        if self._model_as_known != _state(self.kernel.model):
+        _refuse_followed(batch)  # views, by parameters of their own
+        if self._layout != layout_of(self.kernel.model):
             self._renew_kernel()
         model, weight = self.kernel.model, self._weight_now()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         moved = trained if torch.is_grad_enabled() and weight else []
-        with torch.inference_mode(False), as_used(model), twice_differentiable(self.kernel.device):
-            self._look_for_attention(batch)
+        with torch.inference_mode(False), as_used(model), twice_differentiable():
             found = enforce(
                 self.kernel, batch.to(self.kernel.device), pairing, Cost(self.dissimilar_weight, self.margin),
                 self.normalization, moved, by_groups=self._is_by_groups(batch, pairing),
             )  # fmt: skip
+            self._look_once(batch)
+        _check_gradients(moved, found, model)
         self._warn(batch, found)
         self.last = PairSimilarity(
             self.step, weight, found.similarity, found.excess, found.n_alike, found.n_apart, len(found.undefined)
@@ -217,6 +231,7 @@ class SimilarityLoss:
             return value
         self.step += 1
         slopes = {p: weight * each for p, each in zip(trained, found.gradients, strict=False) if each is not None}
+        slopes = slopes or self._zeros()
         anchor = torch.zeros((), requires_grad=True)  # where nothing moves, there is a gradient to ask for all the same
         ready: Tensor = _Ready.apply(value, anchor, *slopes.values(), *slopes)  # type: ignore[no-untyped-call]
         return ready
@@ -242,27 +257,43 @@ class SimilarityLoss:
         """A kernel of the model as it is: layers may have been replaced, frozen or thawed."""
         self.kernel = self._make_kernel()
         _refuse_half(self.kernel)
-        self._model_as_known = _state(self.kernel.model)
+        self._layout = layout_of(self.kernel.model)
         self._is_known = False
 
     def _weight_now(self) -> float:
-        return _check_finite("weight", self.weight(self.step) if callable(self.weight) else self.weight, least=0.0)
+        return _check_number("weight", self.weight(self.step) if callable(self.weight) else self.weight, least=0.0)
 
-    def _look_for_attention(self, batch: Batch) -> None:
-        """Say once that attention is slower here."""
+    def _look_once(self, batch: Batch) -> None:
+        """Of a model that is new: refuse what is silently wrong the second time, and say what is slow or inexact."""
         if self._is_known or len(batch) < 2:  # of one sample, an axis may be squeezed away
             return
+        kernel, few = self.kernel, batch[:2].to(self.kernel.device)
+        with untouched(kernel.model, kernel.parameters), Attention() as attention:
+            returned = call_model(kernel.model, few.inputs)
+            refuse_constant(evaluate(kernel.output, returned, few.targets, 2), list(kernel.parameters.values()))
         self._is_known = True
-        with Attention() as attention:
-            self.kernel.outputs(batch[:2])
         if attention.is_used:
             warnings.warn(
                 "The model computes attention, which SimilarityLoss does by matrix products: fused kernels have no "
                 "second derivative. Its pass takes memory for all pairs of positions; the model's own passes stay as "
                 "they are.",
                 SlowAttentionWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
+        if kernel.precision in HALF:
+            warnings.warn(
+                f"The model computes in {str(kernel.precision).removeprefix('torch.')} by itself (autocast in its "
+                "forward?), though its parameters are not: similarities, and above all the gradient of this loss, are "
+                "as inexact. Keep autocast around the model's calls, outside of it.",
+                PrecisionWarning,
+                stacklevel=4,
+            )
+
+    def _zeros(self) -> dict[nn.Parameter, Tensor]:
+        """The gradient of a batch that nothing is asked of: optimizers and gradient scalers take it as any other."""
+        routes, parameters = self.kernel.routes, self.kernel.parameters
+        unused = {name for name, route in routes.items() if route.startswith("unused")}
+        return {p: torch.zeros_like(p) for name, p in parameters.items() if p.requires_grad and name not in unused}
 
     def _warn(self, batch: Batch, found: Enforced) -> None:
         """Say once that samples are left out."""
@@ -294,8 +325,12 @@ class _Ready(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise SecondDerivativeError(
+                "backward(create_graph=True) asks for derivatives of this loss's gradient, which is known as numbers "
+                "alone. Take the other losses' gradients with their graph, and this one's without."
+            )
         slopes = ctx.saved_tensors
         return (None, None, *(None,) * len(slopes), *(cotangent.to(each.device) * each for each in slopes))
 
@@ -315,8 +350,9 @@ class ramp:  # noqa: N801 (read as a function: weight=ramp(0.1, 1000))
     start: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.n_steps < 1:
-            raise InputError(f"n_steps is {self.n_steps}: it takes at least one.")
+        checked_count("n_steps", self.n_steps)
+        for name in ("weight", "start"):
+            _check_number(name, getattr(self, name), least=0.0)
 
     def __call__(self, step: int) -> float:
         """The weight of a step, counted from 0."""
@@ -330,7 +366,7 @@ def _cost(found: Enforced, dissimilar_weight: float) -> float:
 
 
 def _refuse_half(kernel: GradientKernel) -> None:
-    halves = [name for name, each in kernel.parameters.items() if each.dtype in (torch.float16, torch.bfloat16)]
+    halves = [name for name, each in kernel.parameters.items() if each.dtype in HALF]
     if halves:
         raise InputError(
             f"{len(halves)} of {len(kernel.parameters)} parameters are in half precision: {halves[:3]}. The loss is "
@@ -348,14 +384,26 @@ def _refuse_followed(batch: Batch) -> None:
             )
 
 
-def _state(model: nn.Module) -> tuple[tuple[object, ...], ...]:
-    """What a kernel was made for: which parameters there are, of what kind, and which of them are trained."""
-    return tuple((name, id(each), each.requires_grad, each.dtype) for name, each in model.named_parameters())
+def _check_gradients(moved: list[nn.Parameter], found: Enforced, model: nn.Module) -> None:
+    """Raise where the gradient is nan or inf, though all that it is made of is finite."""
+    bad = {p for p, each in zip(moved, found.gradients, strict=False) if each is not None and not each.isfinite().all()}
+    if bad:
+        names = [name for name, parameter in model.named_parameters() if parameter in bad]
+        raise NonFiniteError(
+            f"The gradient of the loss over {len(names)} parameters is nan or inf: {names[:3]}, though gradients of "
+            "samples are finite. Something in the model has a derivative that is not differentiable there, such as a "
+            "square root or a norm at 0: add a small number under it."
+        )
 
 
-def _check_finite(name: str, value: float, *, least: float) -> float:
-    if not isinstance(value, Real):
-        raise InputError(f"{name} is {value!r}: it is a number.")
+def _check_number(name: str, given: Any, *, least: float) -> float:
+    """The number, if it is one, such as a tensor of one element, finite and not too small."""
+    try:
+        value = float(given)
+    except (TypeError, ValueError, RuntimeError):
+        value = None
+    if value is None or isinstance(given, str):
+        raise InputError(f"{name} is {given!r}: it is a number.")
     if not math.isfinite(value) or value < least:
         raise InputError(f"{name} is {value}: it is a finite number of at least {least:g}.")
-    return float(value)
+    return value

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kinsight.batches import Batch, as_batch, has_samples, leaves, map_leaves
+from kinsight.batches import Batch, as_batch, checked_count, has_samples, leaves, map_leaves
 from kinsight.errors import InputError, SampleTypeError, ShapeError, TargetError
 
 
@@ -118,8 +118,7 @@ class Augmented:
     is_batched: bool = False
 
     def __post_init__(self) -> None:
-        if self.n_views < 2:
-            raise InputError(f"n_views is {self.n_views}: a pair takes two.")
+        checked_count("n_views", self.n_views, 2)
         if not callable(self.transform):
             raise SampleTypeError(f"transform is a {type(self.transform).__name__}: pass something callable.")
 
@@ -128,7 +127,7 @@ class Augmented:
         parts = [batch.inputs] if self.keeps_original else []
         parts += [self._moved(batch.inputs, len(batch)) for _ in range(self.n_views - len(parts))]
         targets = None if batch.targets is None else torch.cat([batch.targets] * self.n_views)
-        return as_batch(Batch(_joined(parts), targets=targets))
+        return as_batch(Batch(_joined(parts), batch.ids * self.n_views, targets))
 
     def _moved(self, inputs: Any, n: int) -> Any:
         """Transformed copies, of as many samples: a transform may write into what it is given."""
@@ -145,7 +144,17 @@ class Augmented:
                 f"Inputs are a {type(inputs).__name__} of tensors: pass Augmented(transform, is_batched=True), with a "
                 "transform of whole batches."
             )
-        return torch.stack([torch.as_tensor(self.transform(sample.clone())) for sample in inputs])
+        if not n:
+            return inputs.clone()
+        found = [self.transform(sample.clone()) for sample in inputs]
+        try:
+            return torch.stack([torch.as_tensor(view) for view in found])
+        except (TypeError, ValueError, RuntimeError) as error:
+            kinds = {f"{list(view.shape)}" if isinstance(view, Tensor) else type(view).__name__ for view in found}
+            raise ShapeError(
+                f"transform has made {' and '.join(sorted(kinds)[:3])} of samples {list(inputs.shape[1:])}, and views "
+                "go through the network as one batch: return tensors of one shape."
+            ) from error
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -238,4 +247,8 @@ def _whole(given: Any, name: str) -> Tensor:
         raise InputError(f"{name} are no numbers of one shape ({error}): pass whole numbers.") from error
     if found.numel() and (found.is_floating_point() or found.is_complex()):
         raise InputError(f"{name} are {str(found.dtype).removeprefix('torch.')}: they are whole numbers.")
+    if found.dtype == torch.uint64 and bool((found.view(torch.int64) < 0).any()):
+        raise InputError(
+            f"{name} hold numbers of 2^63 or more: number them anew, numpy.unique({name}, return_inverse=True)[1]."
+        )
     return found.long()

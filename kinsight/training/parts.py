@@ -70,6 +70,7 @@ class Parts:
     normalization: Normalization
     trained: list[nn.Parameter]
     kept: dict[int, UnitRows] = field(default_factory=dict)
+    wide: set[int] = field(default_factory=set)  # parts that leave the range of float32
     only: BatchGradients | None = None
     n_bytes: int = 0
 
@@ -86,10 +87,10 @@ class Parts:
     def graphed(self, number: int) -> BatchGradients:
         """One part with its graph; made anew each time, where it is not the only one."""
         if not self.is_whole:
-            return self._made(number, is_differentiable=True)
-        if self.only is None:
-            self.only = self._made(0, is_differentiable=True)
-        return self.only
+            found = self._made(number, is_differentiable=True)
+        else:
+            found = self.only = self.only or self._made(0, is_differentiable=True)
+        return found.double() if number in self.wide else found
 
     def fixed(self, number: int) -> UnitRows:
         """One part without a graph; kept as far as there is room."""
@@ -101,9 +102,12 @@ class Parts:
             gradients = self._made(number, is_differentiable=False)
         gradients = gradients.compact(is_eager=True)  # once, for many inner products
         found = UnitRows.of(gradients, self.normalization, self.kernel.precision, is_followed=bool(self.trained))
-        if self.n_bytes + gradients.n_bytes <= self.kernel.max_bytes or self.is_whole:
+        if found.is_wide:
+            self.wide.add(number)
+        n_bytes = found.gradients.n_bytes
+        if self.n_bytes + n_bytes <= self.kernel.max_bytes or self.is_whole:
             self.kept[number] = found
-            self.n_bytes += gradients.n_bytes
+            self.n_bytes += n_bytes
         return found
 
     def drop(self, number: int) -> None:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
-from kinsight.captures.running import check_finite, without_hooks
+from kinsight.captures.running import check_finite
 from kinsight.differentiation.batch_gradients import BatchGradients
-from kinsight.errors import SecondDerivativeError
 from kinsight.gradients import Gradients
-from kinsight.gradients.contractions import chunks, full_precision
+from kinsight.gradients.contractions import are_safe, chunks, full_precision
 from kinsight.gradients.factored import Product
 from kinsight.normalization import Normalization
+from kinsight.training.second_derivatives import second_gradients
 from kinsight.whitening import spectrum
 
 
@@ -56,6 +52,8 @@ class UnitRows:
         """
         own = gradients.self_blocks()
         check_finite(own, gradients, "gradients")
+        if not are_safe(own.diagonal(dim1=1, dim2=2).sum(dim=1).sqrt()):  # inner products, or slopes, leave float32
+            gradients = gradients.double()
         own.requires_grad_(is_followed)
         with torch.set_grad_enabled(is_followed):
             if normalization == "flat" or own.shape[1] == 1:
@@ -73,6 +71,15 @@ class UnitRows:
             return self
         mixing = None if self.mixing is None else self.mixing.detach()
         return UnitRows(without_graph(self.gradients), self.own.detach(), mixing, self.scale.detach(), self.is_defined)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether all gradients are in float64."""
+        return all(each.dtype == torch.float64 for each in self.gradients.by_parameter.values())
+
+    def double(self) -> UnitRows:
+        """The same in float64."""
+        return self if self.is_wide else replace(self, gradients=self.gradients.double())
 
     def rows(self, start: int, stop: int) -> UnitRows:
         """Some of them."""
@@ -267,123 +274,3 @@ def inverse_roots(own: Tensor, precision: torch.dtype) -> tuple[Tensor, Tensor]:
     """
     roots, ranks = _InverseRoots.apply(own, precision)  # type: ignore[no-untyped-call]
     return roots, ranks
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own model: of what torch.compile and data parallel training wrap."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
-@contextlib.contextmanager
-def as_used(model: nn.Module) -> Iterator[None]:
-    """The model as it will be used, whatever mode it is trained in: every module in eval mode, no hooks, and back."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        with without_hooks(model):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextlib.contextmanager
-def twice_differentiable(device: torch.device) -> Iterator[None]:
-    """Full precision, and attention by matrix products: fused attention has no second derivative."""
-    with torch.autocast(device.type, enabled=False), sdpa_kernel(SDPBackend.MATH):
-        yield
-
-
-class Attention(TorchFunctionMode):
-    """Notes whether attention was computed while it is on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_used = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.is_used = self.is_used or getattr(func, "__name__", "") in ATTENTION
-        return func(*args, **(kwargs or {}))
-
-
-ATTENTION = (
-    "scaled_dot_product_attention", "multi_head_attention_forward", "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd",
-)  # fmt: skip
-"""Functions of torch that compute it: what they call in turn is not seen."""
-
-
-def second_gradients(
-    captured: list[Tensor], cotangents: list[Tensor], parameters: list[nn.Parameter]
-) -> list[Tensor | None]:
-    """Vector-Jacobian products of what was captured of gradients; None where it does not depend on a parameter.
-
-    Both lists are emptied: what was captured, and what has been passed on, is not kept until all is done.
-
-    Raises:
-        SecondDerivativeError: something in the model has no second derivative. Autograd itself raises only where it has
-            to pass through: of a function without one, nothing may be left to pass to, and its part be missing.
-    """
-    if not captured:
-        return [None] * len(parameters)
-    for name in _names_below(captured):
-        if name in _NO_SECOND:
-            raise SecondDerivativeError(
-                f"A part of the model can be differentiated once, but not twice: {_NO_SECOND[name]}. The loss is made "
-                "of gradients, so that its own gradient is a second derivative. Use an implementation made of ordinary "
-                "operations (for attention: attn_implementation='eager', or "
-                "torch.nn.functional.scaled_dot_product_attention), or compare gradients over layers above it alone: "
-                "parameters=..."
-            )
-    start = _Start.apply(cotangents, *captured)  # type: ignore[no-untyped-call]
-    captured.clear()
-    try:
-        return list(torch.autograd.grad(start, parameters, allow_unused=True))
-    except NotImplementedError as error:
-        raise SecondDerivativeError(
-            f"A part of the model can be differentiated once, but not twice: {error}. The loss is made of gradients, "
-            "so that its own gradient is a second derivative. Use another operation in its place, or compare gradients "
-            "over layers above it alone: parameters=..."
-        ) from error
-
-
-class _Start(torch.autograd.Function):
-    """Where a backward pass starts from that takes cotangents out of a list: none outlives its use."""
-
-    @staticmethod
-    def forward(ctx: Any, cotangents: list[Tensor], *captured: Tensor) -> Tensor:
-        ctx.cotangents = cotangents
-        return captured[0].new_zeros(())
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        found = tuple(ctx.cotangents)
-        ctx.cotangents.clear()
-        return (None, *found)
-
-
-def _names_below(tensors: list[Tensor]) -> set[str]:
-    """Names of all nodes that made the tensors."""
-    stack = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(stack)
-    while stack:
-        for child, _ in stack.pop().next_functions:
-            if child is not None and child not in seen:
-                seen.add(child)
-                stack.append(child)
-    return {node.name() for node in seen}
-
-
-_NO_SECOND = {
-    "torch::autograd::Error": "a function marked @once_differentiable",
-    "torch::autograd::NotImplemented": "a fused kernel, whose backward pass has no derivative",
-}
-"""Nodes that stand for a derivative that is missing."""

@@ -25,7 +25,7 @@ from kinsight.kernel_products import LEAST_SHARE
 from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.samples import Batch, Id, Samples
-from kinsight.training.second_order import as_used, unwrapped
+from kinsight.training.running import Layout, as_used, layout_of, unwrapped
 
 MAX_PROBE = 1024
 """Samples that are watched at most: all their pairs are looked at, every time."""
@@ -37,9 +37,10 @@ _PART = 32
 class SimilarityWatcher:
     """Every so many steps, numbers about how similar a network finds the samples of a fixed probe set.
 
-    Nothing of the training changes: weights, gradients, modes, batch statistics and random numbers stay as they are. In
-    distributed training only the first process looks. Where outputs or gradients are not finite, numbers are nan, a
-    warning says so once, and training goes on.
+    Nothing of the training changes: weights, gradients, modes, batch statistics and random numbers stay as they are.
+    Gradients are compared over the parameters that require one at that time, unless `parameters` says which, in their
+    precision, outside of autocast. In distributed training only the first process looks. Where outputs or gradients
+    are not finite, numbers are nan, a warning says so once, and training goes on.
 
     Args:
         model: the network that is being trained, wrapped or not.
@@ -87,13 +88,15 @@ class SimilarityWatcher:
     ) -> None:
         every, n_neighbors = checked_count("every", every), checked_count("n_neighbors", n_neighbors)
         check_normalization(normalization)
+        if not isinstance(prefix, str):
+            raise InputError(f"prefix is {prefix!r}: it is what the numbers' names begin with, or ''.")
         if not (parameters is None or callable(parameters) or isinstance(parameters, str)):
             parameters = list(parameters)
         self._make_kernel = partial(
             GradientKernel, unwrapped(model), output, parameters=parameters, fallback=fallback, check=check,
             max_outputs=max_outputs, batch_size=batch_size, max_bytes=max_bytes, contraction=contraction,
         )  # fmt: skip
-        self.kernel = self._make_kernel()
+        self._renew_kernel()
         with same_random_numbers():
             self.probe = _read(probe)
         self.every, self.normalization, self.prefix = every, normalization, prefix
@@ -160,8 +163,12 @@ class SimilarityWatcher:
         """Go on from what `state_dict` gave.
 
         Raises:
+            InputError: it is no such state.
             ShapeError: it was of another number of samples or neighbors.
         """
+        missing = [name for name in self.state_dict() if name not in state]
+        if missing:
+            raise InputError(f"The state has no {missing[0]!r}: pass what state_dict() of a watcher gave.")
         known, n = state["nearest"], len(self.probe)
         n_before = n if known is None else len(known)
         if (n_before, state["n_neighbors"]) != (n, self.n_neighbors):
@@ -174,6 +181,8 @@ class SimilarityWatcher:
 
     def _compared(self) -> tuple[Tensor, Tensor] | None:
         """The kernel and the similarities of the probe, [n n] each, on the CPU; None where something is not finite."""
+        if self._layout != layout_of(self.kernel.model):
+            self._renew_kernel()
         batch = self._probe_as_used()
         try:
             with torch.inference_mode(False), as_used(self.kernel.model):
@@ -185,8 +194,13 @@ class SimilarityWatcher:
             if what is None:
                 raise
             self._warn(what)
-            self.kernel = self._make_kernel()  # without routes that were given up because of it
+            self._renew_kernel()  # without routes that were given up because of it
             return None
+
+    def _renew_kernel(self) -> None:
+        """A kernel of the model as it is: layers may have been replaced, frozen or thawed."""
+        self.kernel = self._make_kernel()
+        self._layout: Layout = layout_of(self.kernel.model)
 
     def _not_finite(self, batch: Batch, error: KinsightError) -> str | None:
         """What is nan or inf, in words; None if nothing is, and the error is about something else."""
