@@ -23,6 +23,7 @@ from experiments.mnist.arms import ARMS, OwnClass, Source, network
 from experiments.mnist.converged import converged
 from experiments.mnist.images import Images, few
 from experiments.mnist.images import moved as shifted
+from experiments.tables import Record
 
 ROOT = Path(__file__).parent.parent
 
@@ -316,4 +317,17 @@ def test_marks_that_are_missed_come_first() -> None:
     assert [(row[0].removeprefix("| "), row[-1].removesuffix(" |")) for row in rows] == [
         ("wide-converged", "NOT met"), ("wide-converged", "NOT met"),
         ("fine", "met"), ("rotated and translated, all", "met"),
+    ]  # fmt: skip
+
+
+def test_what_a_study_took_is_a_mark_of_its_own() -> None:
+    def records(seconds: float, n_seeds: int) -> list[Record]:
+        seeds = {str(seed): {"seconds": seconds, "accuracies": [0.9]} for seed in range(n_seeds)}
+        names = [f"digits{kind}-{arm}" for kind in ("", "-tuning") for arm in ARMS]
+        return [{"setting": name, "seeds": seeds} for name in names]
+
+    found = [list(marks.of_mnist(records(*given)))[-1] for given in ((140.0, 5), (190.0, 5), (140.0, 4))]
+    assert [mark[2:] for mark in found] == [
+        ("0.8 hours, and 0.8 to tune", "met"), ("1.1 hours, and 1.1 to tune", "NOT met"),
+        ("0.6 hours, and 0.6 to tune", "met, so far"),
     ]  # fmt: skip
