@@ -19,8 +19,14 @@ def choose_parameters(
         NoParametersError: none is left.
         UnknownNameError: a name the model does not have.
         UncapturedParameterError: complex parameters.
+        ModelError: parameters that were made in inference mode.
     """
     named = dict(model.named_parameters())
+    if any(parameter.is_inference() for parameter in named.values()):
+        raise ModelError(
+            f"{type(model).__name__} was made under torch.inference_mode(): its parameters can never be differentiated "
+            "over. Make and load it outside, and ask kinsight from wherever you like."
+        )
     lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
     if lazy:
         raise NoParametersError(

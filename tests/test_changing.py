@@ -199,3 +199,10 @@ def test_a_forward_that_is_put_on_an_object_and_runs_another() -> None:
 
     model.forward = in_half  # type: ignore[method-assign]
     torch.testing.assert_close(GradientKernel(model)(x), expected, rtol=0.05, atol=0.1)
+
+
+def test_parameters_made_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(3, 2)
+    with pytest.raises(ModelError, match=r"Linear was made under torch\.inference_mode"):
+        GradientKernel(model)
