@@ -22,16 +22,16 @@ def choose_parameters(
         ModelError: parameters that were made in inference mode.
     """
     named = dict(model.named_parameters())
-    if any(parameter.is_inference() for parameter in named.values()):
-        raise ModelError(
-            f"{type(model).__name__} was made under torch.inference_mode(): its parameters can never be differentiated "
-            "over. Make and load it outside, and ask kinsight from wherever you like."
-        )
     lazy = [name for name, parameter in named.items() if is_lazy(parameter)]
     if lazy:
         raise NoParametersError(
             f"{len(lazy)} parameters of {type(model).__name__} have no size yet: {', '.join(map(repr, lazy[:3]))}. "
             "Call the model once on a batch, so that its lazy layers take their size."
+        )
+    if any(parameter.is_inference() for parameter in named.values()):
+        raise ModelError(
+            f"{type(model).__name__} was made under torch.inference_mode(): its parameters can never be differentiated "
+            "over. Make and load it outside, and ask kinsight from wherever you like."
         )
     every = dict(model.named_parameters(remove_duplicate=False))
     if parameters is None:
