@@ -22,7 +22,7 @@ from kinsight.errors import EmptyDataError, InputError, NonFiniteError, SampleTy
 from kinsight.gradients.contractions import SAFE_NORMS, Contraction, in_float64, refuse_contraction
 from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction, resolve_output
-from kinsight.parameters import choose_parameters, refuse_replaced
+from kinsight.parameters import choose_parameters
 from kinsight.samples import Batch, Id, Inputs, as_batch
 from kinsight.stream import Blocks, Prepared, Source, batches, filled, pair_blocks, symmetric_pair_blocks
 from kinsight.whitening import Spectrum, best_rotation_trace, spectrum
@@ -107,7 +107,6 @@ class GradientKernel:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.output = resolve_output(output)
         self.parameters = choose_parameters(self.model, parameters)
-        self._known = None if parameters is not None else list(self.model.parameters())
         refuse_contraction(contraction, self.device)
         self.contraction = contraction
         self.batch_size = None if batch_size is None else checked_count("batch_size", batch_size)
@@ -117,6 +116,7 @@ class GradientKernel:
         self._differentiate = Differentiator(
             self.model, self.output, self.parameters, fallback=fallback, check=check,
             max_outputs=checked_count("max_outputs", max_outputs),
+            known=None if parameters is not None else list(self.model.parameters()),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------ what is known
@@ -148,7 +148,6 @@ class GradientKernel:
         Raises:
             NonFiniteError: nan or inf in outputs or gradients, with the samples' ids.
         """
-        refuse_replaced(self.model, self.parameters, self._known)
         batch = _filled(x).to(self.device)
         gradients = self._differentiate(batch, is_differentiable=is_differentiable).within_range()
         self.n_outputs = gradients.n_outputs
@@ -194,7 +193,6 @@ class GradientKernel:
             batch: the samples.
             take: called with each parameter's name and gradients, which are forgotten afterwards.
         """
-        refuse_replaced(self.model, self.parameters, self._known)
         outputs = self._differentiate.hand_over(_filled(batch).to(self.device), take)
         self.n_outputs = outputs.shape[1]
         return outputs

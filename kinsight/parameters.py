@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kinsight.errors import ModelError, NoParametersError, UncapturedParameterError, UnknownNameError
@@ -61,7 +61,7 @@ def choose_parameters(
     return chosen
 
 
-def refuse_replaced(model: nn.Module, chosen: Mapping[str, nn.Parameter], known: Sequence[nn.Parameter] | None) -> None:
+def refuse_replaced(model: nn.Module, chosen: Mapping[str, Tensor], known: Sequence[Tensor] | None) -> None:
     """Raise where layers were replaced or added since parameters were chosen: theirs would be left out.
 
     Args:

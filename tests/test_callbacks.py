@@ -124,6 +124,24 @@ def test_a_resumed_trainer_goes_on_looking_where_it_was(tmp_path: Path) -> None:
     assert looks(resumed.state.log_history) == [1, 4, 7, 10]
 
 
+def test_mixed_precision_of_the_trainer_is_stepped_around(tmp_path: Path) -> None:
+    trainer = trainer_of(tmp_path, max_steps=2, bf16=True)
+    of_transformers.SimilarityCallback(trainer, inputs(), every=1)
+    trainer.train()
+    (last,) = (
+        record for record in trainer.state.log_history if record["step"] == 2 and "similarity/soft_count" in record
+    )
+    same = Classifier()
+    same.load_state_dict(trainer.model.state_dict())
+    alone = kinsight.SimilarityWatcher(same, inputs())
+    assert last["similarity/soft_count"] == pytest.approx(alone.look()["similarity/soft_count"], rel=1e-6)
+    loss = kinsight.SimilarityLoss(trainer.model)
+    assert float(loss(inputs(), groups=[0] * 12).detach()) == pytest.approx(
+        float(kinsight.SimilarityLoss(same)(inputs(), groups=[0] * 12).detach()), rel=1e-6
+    )
+    assert loss.kernel.precision == torch.float32
+
+
 def test_a_probe_that_does_not_fit_is_refused_before_the_first_step(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path)
     of_transformers.SimilarityCallback(trainer, {"pixels": torch.randn(4, 7)})

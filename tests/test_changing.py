@@ -177,6 +177,11 @@ def test_layers_that_are_replaced_or_added_are_not_left_out() -> None:
         with pytest.raises(ModelError, match=r"'2\.weight', '2\.bias' replaced or added\. .* a new Gradient"):
             ask(x)
     model = network()
+    fresh = GradientKernel(model)
+    model.load_state_dict({name: each.clone() for name, each in model.state_dict().items()}, assign=True)
+    with pytest.raises(ModelError, match=r"'0\.weight', '0\.bias', '2\.weight' replaced or added"):
+        fresh(x)  # nothing of which was measured before
+    model = network()
     first, every = GradientKernel(model, parameters=["0.weight"]), GradientKernel(model)
     model.append(nn.Linear(3, 2).double().requires_grad_(False))
     assert first(x).shape == every(x).shape  # frozen, and not asked for

@@ -23,6 +23,7 @@ ORDER: dict[str, list[str]] = {
     "checkpoints": [],
     "sources": [],
     "outputs": [],
+    "parameters": [],
     "gradients": [
         "contractions",
         "costs",
@@ -61,7 +62,6 @@ ORDER: dict[str, list[str]] = {
         "footprint",
         "forward_mode",
     ],
-    "parameters": [],
     "stream": [],
     "kernel": [],
     "identity": [],

@@ -40,6 +40,7 @@ from kinsight.errors import (
 )
 from kinsight.gradients import Gradients
 from kinsight.outputs import OutputFunction, check_output_count, evaluate
+from kinsight.parameters import refuse_replaced
 from kinsight.rules import RULES, apply_rule
 
 
@@ -54,6 +55,7 @@ class Differentiator:
         fallback: whether parameters without a layer rule may take the generic paths.
         check: when the proof of coverage runs: on the first batch of each kind, always, or never.
         max_outputs: largest number of outputs that is differentiated one by one.
+        known: all the model's parameters, where all that require a gradient are chosen: none may come later.
         is_copy: whether the model is a copy made to prove another one.
         routes: the route of each parameter so far.
     """
@@ -64,6 +66,7 @@ class Differentiator:
     fallback: bool = True
     check: Check = "first"
     max_outputs: int = 32
+    known: Sequence[Tensor] | None = None
     is_copy: bool = False
     routes: dict[str, str] = field(default_factory=dict)
     _no_vmap: dict[str, str] = field(default_factory=dict)
@@ -115,6 +118,7 @@ class Differentiator:
     def _differentiate(
         self, batch: Batch, *, is_differentiable: bool = False, are_copies: bool = False, take: Take | None = None
     ) -> BatchGradients:
+        refuse_replaced(self.model, self.parameters, self.known)
         is_due = self._n_batches & (self._n_batches + 1) == 0  # batches 1, 2, 4, 8, ...
         with untouched(self.model, self.parameters, is_watched=is_due):
             try:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kinsight.batches import Batch, as_batch, checked_count, leaves, make_batch
 from kinsight.captures.running import call_model, untouched
@@ -36,8 +37,8 @@ from kinsight.training.by_groups import has_room_for
 from kinsight.training.enforcing import enforce
 from kinsight.training.pairs import Augmented, Pairing, PairSource, grouped, listed, paired, positions
 from kinsight.training.parts import Cost, Enforced
-from kinsight.training.running import as_used, layout_of, unwrapped
-from kinsight.training.second_derivatives import Attention, refuse_constant, twice_differentiable
+from kinsight.training.running import as_used, made_for, unwrapped
+from kinsight.training.second_derivatives import Attention, refuse_constant
 
 Route = Literal["auto", "pairs", "groups"]
 """How it is computed: all pairs by one-sided Gram blocks, or sums of groups."""
@@ -208,12 +209,12 @@ class SimilarityLoss:
         _refuse_followed(batch)
         batch, pairing = self._paired(batch, groups, pairs, dissimilar)
         _refuse_followed(batch)  # views, by parameters of their own
-        if self._layout != layout_of(self.kernel.model):
+        if self._made_for != made_for(self.kernel.model):
             self._renew_kernel()
         model, weight = self.kernel.model, self._weight_now()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         moved = trained if torch.is_grad_enabled() and weight else []
-        with torch.inference_mode(False), as_used(model), twice_differentiable():
+        with torch.inference_mode(False), as_used(model), sdpa_kernel(SDPBackend.MATH):  # fused: no second derivative
             found = enforce(
                 self.kernel, batch.to(self.kernel.device), pairing, Cost(self.dissimilar_weight, self.margin),
                 self.normalization, moved, by_groups=self._is_by_groups(batch, pairing),
@@ -257,7 +258,7 @@ class SimilarityLoss:
         """A kernel of the model as it is: layers may have been replaced, frozen or thawed."""
         self.kernel = self._make_kernel()
         _refuse_half(self.kernel)
-        self._layout = layout_of(self.kernel.model)
+        self._made_for = made_for(self.kernel.model)
         self._is_known = False
 
     def _weight_now(self) -> float:

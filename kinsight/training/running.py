@@ -57,9 +57,6 @@ def _own_forward(model: nn.Module) -> Iterator[None]:
         attributes["forward"] = wrapped
 
 
-Layout = tuple[tuple[object, ...], ...]
-
-
-def layout_of(model: nn.Module) -> Layout:
+def made_for(model: nn.Module) -> tuple[tuple[object, ...], ...]:
     """What a kernel is made for: which parameters there are, of what kind, and which of them are trained."""
     return tuple((name, id(each), each.requires_grad, each.dtype) for name, each in model.named_parameters())

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from kinsight.errors import SecondDerivativeError
-
-
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Attention by matrix products: fused attention has no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 class Attention(TorchFunctionMode):

@@ -25,7 +25,7 @@ from kinsight.kernel_products import LEAST_SHARE
 from kinsight.normalization import Normalization, check_normalization
 from kinsight.outputs import OutputFunction, evaluate
 from kinsight.samples import Batch, Id, Samples
-from kinsight.training.running import Layout, as_used, layout_of, unwrapped
+from kinsight.training.running import as_used, made_for, unwrapped
 
 MAX_PROBE = 1024
 """Samples that are watched at most: all their pairs are looked at, every time."""
@@ -181,7 +181,7 @@ class SimilarityWatcher:
 
     def _compared(self) -> tuple[Tensor, Tensor] | None:
         """The kernel and the similarities of the probe, [n n] each, on the CPU; None where something is not finite."""
-        if self._layout != layout_of(self.kernel.model):
+        if self._made_for != made_for(self.kernel.model):
             self._renew_kernel()
         batch = self._probe_as_used()
         try:
@@ -200,7 +200,7 @@ class SimilarityWatcher:
     def _renew_kernel(self) -> None:
         """A kernel of the model as it is: layers may have been replaced, frozen or thawed."""
         self.kernel = self._make_kernel()
-        self._layout: Layout = layout_of(self.kernel.model)
+        self._made_for = made_for(self.kernel.model)
 
     def _not_finite(self, batch: Batch, error: KinsightError) -> str | None:
         """What is nan or inf, in words; None if nothing is, and the error is about something else."""
